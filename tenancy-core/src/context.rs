@@ -1,0 +1,300 @@
+//! The evidence that a request, job or session acts for one tenant.
+//!
+//! A [`TenantContext`] is passed explicitly, by reference. It is not a task-local: what is implicit is lost on `spawn`, kept by
+//! mistake on a reused worker, and invisible in a signature. It is immutable and costs one `Arc` to clone.
+//!
+//! There are two ways to one, and `grep` finds them: [`TenantContext::establish`] and [`JobEnvelope::establish`].
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::storage::TenantCatalog;
+use crate::{ActiveTenant, Actor, Error, ErrorKind, Result, TenantId};
+
+/// What a member may do in their tenant. Each role can do what the ones before it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Reads.
+    Viewer,
+    /// Reads and writes.
+    Member,
+    /// Also manages members, configuration and shares.
+    Admin,
+    /// Also ends the tenant.
+    Owner,
+}
+
+impl Role {
+    /// The lower-case name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Member => "member",
+            Self::Admin => "admin",
+            Self::Owner => "owner",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        [Self::Viewer, Self::Member, Self::Admin, Self::Owner]
+            .into_iter()
+            .find(|role| role.as_str() == s)
+            .ok_or_else(|| Error::invalid("role", "must be viewer, member, admin or owner"))
+    }
+}
+
+/// The stable name of whoever acts: 1 to 255 visible ASCII characters, as in a token's `sub`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Subject(Box<str>);
+
+impl Subject {
+    /// The subject as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Subject {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        if (1..=255).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(Self(s.into()))
+        } else {
+            Err(Error::invalid("subject", "must have 1 to 255 visible ASCII characters"))
+        }
+    }
+}
+
+impl TryFrom<String> for Subject {
+    type Error = Error;
+
+    fn try_from(s: String) -> Result<Self> {
+        s.parse()
+    }
+}
+
+impl From<Subject> for String {
+    fn from(subject: Subject) -> Self {
+        subject.0.into()
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who acts for a tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Principal {
+    /// Somebody who proved nothing: the tenant was named by a host or path alone. May do nothing that needs a role.
+    Visitor,
+    /// A person of the tenant.
+    Member {
+        /// Who.
+        subject: Subject,
+        /// What they may do.
+        role: Role,
+    },
+    /// A person of the platform, acting inside the tenant.
+    Operator {
+        /// Who.
+        subject: Subject,
+    },
+    /// Another program of the tenant, by a token with scopes and no role.
+    Service {
+        /// Which.
+        subject: Subject,
+    },
+    /// Background work of the tenant.
+    Job {
+        /// Which kind of work.
+        name: String,
+        /// Who caused it.
+        on_behalf_of: Actor,
+    },
+}
+
+impl Principal {
+    /// How this principal is named in audit events.
+    pub fn actor(&self) -> Actor {
+        match self {
+            Self::Visitor => Actor::Visitor,
+            Self::Member { subject, .. } => Actor::Member(subject.clone()),
+            Self::Operator { subject } => Actor::Operator(subject.clone()),
+            Self::Service { subject } => Actor::Service(subject.clone()),
+            Self::Job { on_behalf_of, .. } => on_behalf_of.clone(),
+        }
+    }
+}
+
+/// The evidence that what runs now acts for one active tenant.
+///
+/// - Immutable, `Send + Sync`, one `Arc` to clone.
+/// - No `Default`, no `Deserialize`, no `From`: it can be neither guessed nor sent.
+/// - A context says who *was* resolved. Each `begin` of tenancy-sqlx asks again whether the tenant is still active.
+#[derive(Clone)]
+pub struct TenantContext(Arc<Inner>);
+
+struct Inner {
+    tenant: ActiveTenant,
+    principal: Principal,
+    scopes: BTreeSet<String>,
+    request_id: Uuid,
+}
+
+impl TenantContext {
+    /// A context for `principal` in `tenant`, with a new request id and no scopes.
+    ///
+    /// # Security
+    /// The caller vouches that `principal` was authenticated, and belongs to `tenant`.
+    pub fn establish(tenant: ActiveTenant, principal: Principal) -> Self {
+        Self(Arc::new(Inner { tenant, principal, scopes: BTreeSet::new(), request_id: Uuid::now_v7() }))
+    }
+
+    /// The same context with these scopes instead.
+    #[must_use]
+    pub fn with_scopes(self, scopes: BTreeSet<String>) -> Self {
+        let mut inner = self.into_inner();
+        inner.scopes = scopes;
+        Self(Arc::new(inner))
+    }
+
+    /// The same context under the id that the caller's edge gave to the request.
+    #[must_use]
+    pub fn with_request_id(self, request_id: Uuid) -> Self {
+        let mut inner = self.into_inner();
+        inner.request_id = request_id;
+        Self(Arc::new(inner))
+    }
+
+    fn into_inner(self) -> Inner {
+        Arc::try_unwrap(self.0).unwrap_or_else(|shared| Inner {
+            tenant: shared.tenant.clone(),
+            principal: shared.principal.clone(),
+            scopes: shared.scopes.clone(),
+            request_id: shared.request_id,
+        })
+    }
+
+    /// Which tenant.
+    pub fn tenant_id(&self) -> TenantId {
+        self.0.tenant.id
+    }
+
+    /// The tenant's catalog row, as it was when the context was established.
+    pub fn tenant(&self) -> &ActiveTenant {
+        &self.0.tenant
+    }
+
+    /// Who acts.
+    pub fn principal(&self) -> &Principal {
+        &self.0.principal
+    }
+
+    /// The scopes of the token.
+    pub fn scopes(&self) -> &BTreeSet<String> {
+        &self.0.scopes
+    }
+
+    /// Ties log lines, spans and audit events of one request together.
+    pub fn request_id(&self) -> Uuid {
+        self.0.request_id
+    }
+
+    /// Deny by default: passes for members with at least `role`, and for nobody else.
+    ///
+    /// # Errors
+    /// [`Unauthenticated`](ErrorKind::Unauthenticated) for a visitor, else [`Forbidden`](ErrorKind::Forbidden).
+    pub fn require(&self, role: Role) -> Result<()> {
+        match &self.0.principal {
+            Principal::Member { role: has, .. } if *has >= role => Ok(()),
+            Principal::Visitor => Err(Error::new(ErrorKind::Unauthenticated, "sign in first")),
+            _ => Err(Error::new(ErrorKind::Forbidden, format!("this needs the role {role}"))),
+        }
+    }
+
+    /// Deny by default: passes if the token has `scope`.
+    ///
+    /// # Errors
+    /// [`Unauthenticated`](ErrorKind::Unauthenticated) for a visitor, else [`Forbidden`](ErrorKind::Forbidden).
+    pub fn require_scope(&self, scope: &str) -> Result<()> {
+        match &self.0.principal {
+            Principal::Visitor => Err(Error::new(ErrorKind::Unauthenticated, "sign in first")),
+            _ if self.0.scopes.contains(scope) => Ok(()),
+            _ => Err(Error::new(ErrorKind::Forbidden, format!("this needs the scope {scope}"))),
+        }
+    }
+}
+
+impl fmt::Debug for TenantContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantContext")
+            .field("tenant_id", &self.0.tenant.id)
+            .field("slug", &self.0.tenant.slug)
+            .field("principal", &self.0.principal)
+            .field("request_id", &self.0.request_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Carries a tenant through a queue: what a job needs to be [established](JobEnvelope::establish) again where it runs.
+///
+/// The context itself can't be serialised, so a worker can't act for a tenant that was suspended meanwhile, and a retry can't run
+/// without its tenant or with the previous job's.
+///
+/// # Security
+/// Whoever can write to the queue can name any tenant. Keep the queue as private as the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobEnvelope {
+    tenant_id: TenantId,
+    name: String,
+    on_behalf_of: Actor,
+    request_id: Uuid,
+}
+
+impl JobEnvelope {
+    /// An envelope for a job of kind `name`, caused by whoever acts in `cx`.
+    pub fn new(cx: &TenantContext, name: impl Into<String>) -> Self {
+        Self { tenant_id: cx.tenant_id(), name: name.into(), on_behalf_of: cx.principal().actor(), request_id: cx.request_id() }
+    }
+
+    /// Which tenant the job is for.
+    pub fn tenant_id(&self) -> TenantId {
+        self.tenant_id
+    }
+
+    /// The context to run the job under, if the tenant is active now.
+    ///
+    /// # Errors
+    /// [`TenantNotFound`](ErrorKind::TenantNotFound), [`TenantInactive`](ErrorKind::TenantInactive), and what the catalog says.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed.
+    pub async fn establish(&self, catalog: &dyn TenantCatalog) -> Result<TenantContext> {
+        let tenant = catalog.find(&self.tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?;
+        let principal = Principal::Job { name: self.name.clone(), on_behalf_of: self.on_behalf_of.clone() };
+        Ok(TenantContext::establish(tenant.into_active()?, principal).with_request_id(self.request_id))
+    }
+}

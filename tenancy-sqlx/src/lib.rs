@@ -1,0 +1,4 @@
+//! Row-level-security-aware sqlx connections.
+
+#[cfg(all(unix, feature = "embedded"))]
+pub mod embedded;
