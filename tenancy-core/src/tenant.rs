@@ -87,9 +87,8 @@ impl FromStr for TenantStatus {
 
 /// One organisation on the platform, as its catalog row says.
 ///
-/// This is data: anybody who can read a catalog can hold one. What serves requests is an [`ActiveTenant`].
+/// This is data, which catalogs build from their rows: anybody can hold one. What serves requests is an [`ActiveTenant`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
 pub struct Tenant {
     /// Who it is.
     pub id: TenantId,

@@ -1,4 +1,24 @@
-//! Row-level-security-aware sqlx connections.
+#![doc = include_str!("../README.md")]
+
+pub mod preflight;
+pub mod schema;
+pub mod tx;
+
+mod catalog;
+mod dangerous;
+mod db;
+mod error;
+mod lease;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
+#[cfg(all(unix, feature = "testing"))]
+pub mod testing;
+
+pub use catalog::PgCatalog;
+pub use dangerous::Dangerous;
+pub use db::{Isolation, Options, TenantDb};
+pub use error::from_sqlx;
+pub use preflight::{Refusal, Refused};
+pub use schema::{Roles, Schema};
+pub use tx::{Savepoint, SystemTx, TenantTx, Tx};

@@ -1,0 +1,267 @@
+//! The database as a service sees it: nothing without a [`TenantContext`].
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, PgPool};
+use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext};
+
+use crate::catalog::{CatalogCache, PgCatalog};
+use crate::dangerous::Dangerous;
+use crate::error::from_sqlx;
+use crate::lease::Lease;
+use crate::preflight;
+use crate::schema::Roles;
+use crate::tx::{ForTenant, TenantTx, Tx};
+
+/// How to open a [`TenantDb`].
+#[derive(Debug, Clone)]
+pub struct Options {
+    app: PgConnectOptions,
+    admin: Option<PgConnectOptions>,
+    roles: Roles,
+    max_connections: u32,
+    acquire_timeout: Duration,
+    max_staleness: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+impl Options {
+    /// The database at `url`, whose user is the application's role: `postgres://tenancy_app@host/database`.
+    ///
+    /// # Errors
+    /// [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if `url` is not one.
+    pub fn new(url: &str) -> Result<Self> {
+        Ok(Self {
+            app: PgConnectOptions::from_str(url).map_err(from_sqlx)?,
+            admin: None,
+            roles: Roles::default(),
+            max_connections: 10,
+            acquire_timeout: Duration::from_secs(5),
+            max_staleness: Duration::from_millis(900),
+            clock: Arc::new(SystemClock),
+        })
+    }
+
+    /// Credentials for work across tenants, on a pool of its own: the login must be able to become `tenancy_admin`.
+    ///
+    /// # Errors
+    /// [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if `url` is not one.
+    pub fn with_admin_url(mut self, url: &str) -> Result<Self> {
+        self.admin = Some(PgConnectOptions::from_str(url).map_err(from_sqlx)?);
+        Ok(self)
+    }
+
+    /// The names of the kit's roles, if not the default ones.
+    #[must_use]
+    pub fn with_roles(mut self, roles: Roles) -> Self {
+        self.roles = roles;
+        self
+    }
+
+    /// The most connections for tenants' transactions: 10 unless said. The catalog has up to 3 of its own, so that tenants are still
+    /// resolved when these are all busy; administrative work has up to 3.
+    #[must_use]
+    pub fn with_max_connections(mut self, connections: u32) -> Self {
+        self.max_connections = connections.max(1);
+        self
+    }
+
+    /// How long `begin` waits for a free connection: 5 s unless said.
+    #[must_use]
+    pub fn with_acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.acquire_timeout = timeout;
+        self
+    }
+
+    /// The longest that a change of the catalog made elsewhere (a suspension, say) may go unnoticed here: 900 ms unless said, at least
+    /// 100 ms. It holds when notifications are lost, and when the database can't be reached: then nothing is served from the cache.
+    #[must_use]
+    pub fn with_max_staleness(mut self, staleness: Duration) -> Self {
+        self.max_staleness = staleness.max(Duration::from_millis(100));
+        self
+    }
+
+    /// The clock that dates catalog rows.
+    #[must_use]
+    pub fn with_clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+}
+
+/// How a transaction is isolated from others that run at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Isolation {
+    /// Each statement sees what was committed before it.
+    #[default]
+    ReadCommitted,
+    /// All statements see one snapshot.
+    RepeatableRead,
+    /// As if transactions ran one after another; expect [`Retry`](tenancy_core::ErrorKind::Retry).
+    Serializable,
+}
+
+impl Isolation {
+    const fn begin(self) -> &'static str {
+        match self {
+            Self::ReadCommitted => "BEGIN",
+            Self::RepeatableRead => "BEGIN ISOLATION LEVEL REPEATABLE READ",
+            Self::Serializable => "BEGIN ISOLATION LEVEL SERIALIZABLE",
+        }
+    }
+}
+
+/// A PostgreSQL database that serves many tenants: cheap to clone, one for the whole process.
+///
+/// Nothing here reaches a tenant's row without a [`TenantContext`]; the pool itself can't be had.
+#[derive(Debug, Clone)]
+pub struct TenantDb(Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pool: PgPool,
+    pub(crate) admin: Option<PgPool>,
+    pub(crate) roles: Roles,
+    pub(crate) catalog: Arc<CatalogCache>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// A pooler between us and the server may hand each transaction another server connection, which knows no named statement.
+    pub(crate) named_statements: bool,
+}
+
+impl TenantDb {
+    /// Connects, makes sure that this login and this database keep tenants apart, and starts to follow the catalog.
+    ///
+    /// # Errors
+    /// [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) names each [`Refusal`](crate::Refusal) and what to do about it (its source is
+    /// [`Refused`](crate::Refused)); [`Unavailable`](tenancy_core::ErrorKind::Unavailable).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    ///
+    /// # Security
+    /// Upholds I2: no request is served as a role that row-level security does not bind.
+    pub async fn open(options: Options) -> Result<Self> {
+        let Options { app, admin, roles, max_connections, acquire_timeout, max_staleness, clock } = options;
+        let named_statements = !behind_pooler(&app).await?;
+        let mut first = app.clone().connect().await.map_err(from_sqlx)?;
+        preflight::check(&mut first, &roles).await?;
+        let pool = |options: PgConnectOptions, most: u32, wait: Duration| {
+            // Without `test_before_acquire`: BEGIN is the test, so a healthy connection costs no extra round trip.
+            PgPoolOptions::new().max_connections(most).acquire_timeout(wait).test_before_acquire(false).connect_lazy_with(options)
+        };
+        let control = pool(app.clone(), 3, Duration::from_secs(2));
+        let catalog = CatalogCache::start(control, max_staleness, named_statements).await?;
+        Ok(Self(Arc::new(Inner {
+            pool: pool(app, max_connections, acquire_timeout),
+            admin: admin.map(|admin| pool(admin, 3, acquire_timeout)),
+            roles,
+            catalog,
+            clock,
+            named_statements,
+        })))
+    }
+
+    /// Begins a transaction for `cx`'s tenant. BEGIN and the tenant travel in one message: one round trip.
+    ///
+    /// # Errors
+    /// - [`TenantInactive`](tenancy_core::ErrorKind::TenantInactive), [`TenantNotFound`](tenancy_core::ErrorKind::TenantNotFound): the tenant was active when `cx` was
+    ///   established and is no longer, as of at most [`max_staleness`](Options::with_max_staleness) ago.
+    /// - [`Unavailable`](tenancy_core::ErrorKind::Unavailable): no connection came free in time, or the database is away.
+    ///
+    /// # Cancel safety
+    /// Safe at every point: a connection that was bound is cleaned before anybody else gets it.
+    ///
+    /// # Security
+    /// Upholds I1 and I3.
+    pub async fn begin(&self, cx: &TenantContext) -> Result<TenantTx> {
+        self.begin_with(cx, Isolation::ReadCommitted).await
+    }
+
+    /// [`begin`](TenantDb::begin), at another isolation level.
+    ///
+    /// # Errors
+    /// As `begin`.
+    ///
+    /// # Cancel safety
+    /// As `begin`.
+    pub async fn begin_with(&self, cx: &TenantContext, isolation: Isolation) -> Result<TenantTx> {
+        self.bind(cx, isolation.begin(), false).await
+    }
+
+    /// Begins a READ ONLY transaction for `cx`'s tenant: drop it when done. The rollback happens in the background, so that a read costs
+    /// two round trips of waiting instead of three.
+    ///
+    /// # Errors
+    /// As [`begin`](TenantDb::begin).
+    ///
+    /// # Cancel safety
+    /// As [`begin`](TenantDb::begin).
+    pub async fn read(&self, cx: &TenantContext) -> Result<TenantTx> {
+        self.bind(cx, "BEGIN READ ONLY", true).await
+    }
+
+    async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
+        let tenant_id = cx.tenant_id();
+        self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
+        // The text is ours: a UUID prints as 36 characters of hex and hyphens.
+        let begin = format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'");
+        let lease = Lease::begin(&self.0.pool, &begin).await.map_err(from_sqlx)?;
+        Ok(Tx::new(lease, ForTenant(tenant_id), read_only, self.0.named_statements))
+    }
+
+    /// The catalog of this database's tenants.
+    pub fn catalog(&self) -> PgCatalog {
+        PgCatalog::new(self.clone())
+    }
+
+    /// The way around the fence, for work across tenants.
+    pub fn dangerous(&self) -> Dangerous {
+        Dangerous::new(self.clone())
+    }
+
+    /// Whether the database answers, and the catalog is fresh: for a readiness probe.
+    ///
+    /// # Errors
+    /// [`Unavailable`](tenancy_core::ErrorKind::Unavailable).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn ping(&self) -> Result<()> {
+        self.0.catalog.refresh().await
+    }
+
+    /// Closes all connections, once the transactions that hold them have ended.
+    pub async fn close(&self) {
+        self.0.catalog.stop().await;
+        self.0.pool.close().await;
+        if let Some(admin) = &self.0.admin {
+            admin.close().await;
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// Whether something between us and PostgreSQL shares server connections: it does not pass a session's start-up options on.
+async fn behind_pooler(app: &PgConnectOptions) -> Result<bool> {
+    let nonce = format!("n{}", rand::random::<u64>());
+    let probe = app.clone().options([("tenancy.session", nonce.as_str())]);
+    let mut conn = match probe.connect().await {
+        Ok(conn) => conn,
+        // PgBouncer refuses start-up options that it does not know, unless told to ignore them.
+        Err(sqlx::Error::Database(e)) if e.message().contains("startup parameter") => return Ok(true),
+        Err(e) => return Err(from_sqlx(e)),
+    };
+    let seen: Option<String> = sqlx::query_scalar("select current_setting('tenancy.session', true)")
+        .persistent(false)
+        .fetch_one(&mut conn)
+        .await
+        .map_err(from_sqlx)?;
+    Ok(seen.as_deref() != Some(nonce.as_str()))
+}

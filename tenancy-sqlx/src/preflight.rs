@@ -1,0 +1,175 @@
+//! What [`TenantDb::open`](crate::TenantDb::open) refuses to serve on, by name.
+//!
+//! Row-level security is silent about its own absence: a superuser, an owner or a role that may become one reads every tenant's rows
+//! without a word. So nothing is served before each of these has been ruled out, in one query.
+
+use std::fmt;
+
+use sqlx::{PgConnection, Row};
+use tenancy_core::{Error, ErrorKind, Result};
+
+use crate::error::from_sqlx;
+use crate::schema::{Roles, required_version};
+
+/// Why a database or login can't be trusted to keep tenants apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The login is a superuser.
+    Superuser,
+    /// The login has BYPASSRLS.
+    BypassRls,
+    /// The login may create roles, and so give itself any.
+    CreateRole,
+    /// The login may replicate, and so read every row.
+    Replication,
+    /// The login is a member of another role, so what that one may do counts as well.
+    Member,
+    /// The login owns a relation, function or schema, and so may switch its protection off.
+    Owner,
+    /// The schema `tenancy` is missing, or of another version.
+    SchemaVersion,
+    /// A table with a `tenant_id` that the login can reach has no fence.
+    UnprotectedTable,
+    /// A tenant is set for the role or database, so that a connection without a tenant has one.
+    DefaultTenant,
+    /// The server can't run the kit's schema.
+    ServerVersion,
+}
+
+impl Refusal {
+    /// The kebab-case name, stable.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Superuser => "superuser",
+            Self::BypassRls => "bypass-rls",
+            Self::CreateRole => "create-role",
+            Self::Replication => "replication",
+            Self::Member => "member",
+            Self::Owner => "owner",
+            Self::SchemaVersion => "schema-version",
+            Self::UnprotectedTable => "unprotected-table",
+            Self::DefaultTenant => "default-tenant",
+            Self::ServerVersion => "server-version",
+        }
+    }
+}
+
+/// All refusals of one database: the source of the [`Misconfigured`](ErrorKind::Misconfigured) error of `open`.
+#[derive(Debug, Clone)]
+pub struct Refused(Vec<(Refusal, String)>);
+
+impl Refused {
+    /// The refusals, each with what it found and what to do.
+    pub fn refusals(&self) -> impl Iterator<Item = (Refusal, &str)> {
+        self.0.iter().map(|(refusal, text)| (*refusal, text.as_str()))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this database can't be trusted to keep tenants apart:")?;
+        for (refusal, text) in &self.0 {
+            write!(f, "\n  {}: {text}", refusal.name())?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refused {}
+
+const OLDEST_MAJOR: i32 = 14;
+
+/// The first minor version of each major without the row-security holes that no schema closes.
+const FIRST_SOUND: [(i32, i32); 5] = [(14, 25), (15, 20), (16, 16), (17, 12), (18, 7)];
+
+/// Rules out every [`Refusal`] for the login of `conn`.
+pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> {
+    let facts = sqlx::query(
+        "select current_user::text as login, current_setting('server_version_num')::int as server, r.rolsuper, r.rolbypassrls, r.rolcreaterole, r.rolreplication,
+            array(select m.roleid::regrole::text from pg_auth_members m where m.member = r.oid order by 1) as member_of,
+            array(select * from (
+                select c.oid::regclass::text from pg_class c where c.relowner = r.oid and c.relnamespace::regnamespace::text !~ '^pg_temp'
+                union all select p.oid::regprocedure::text from pg_proc p where p.proowner = r.oid
+                union all select 'schema ' || n.oid::regnamespace::text from pg_namespace n where n.nspowner = r.oid and n.nspname !~ '^pg_'
+                union all select 'database ' || quote_ident(d.datname) from pg_database d where d.datname = current_database() and d.datdba = r.oid
+            ) o(name) order by 1 limit 5) as owns,
+            to_regclass('tenancy.migrations') is not null as migrated,
+            array(select s.setrole::regrole::text || ' in ' || coalesce(d.datname, 'every database')
+                    from pg_db_role_setting s left join pg_database d on d.oid = s.setdatabase, unnest(s.setconfig) c
+                   where c like 'tenancy.tenant_id=%' and s.setrole in (0, r.oid) and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))) as defaults,
+            array(select c.oid::regclass::text from pg_class c join pg_attribute a on a.attrelid = c.oid
+                   where c.relkind in ('r', 'p') and a.attname = 'tenant_id' and not a.attisdropped
+                     and c.relnamespace::regnamespace::text !~ '^(pg_|information_schema|tenancy$)'
+                     and has_table_privilege(r.oid, c.oid, 'select, insert, update, delete')
+                     and not (c.relrowsecurity and c.relforcerowsecurity and exists (
+                         select from pg_policy p where p.polrelid = c.oid and p.polname = 'tenancy_fence' and not p.polpermissive and p.polcmd = '*' and p.polroles = '{0}'))
+                   order by 1) as unprotected
+         from pg_roles r where r.rolname = current_user",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(from_sqlx)?;
+    let version: Option<i64> = if facts.get("migrated") {
+        sqlx::query_scalar("select max(version) from tenancy.migrations").fetch_one(&mut *conn).await.map_err(|e| {
+            let message = format!("the schema tenancy does not know this login: connect as {}, which migrating creates", roles.app());
+            Error::new(ErrorKind::Misconfigured, message).with_source(e)
+        })?
+    } else {
+        None
+    };
+
+    let login: String = facts.get("login");
+    let app = roles.app();
+    let mut refused = Vec::new();
+    let mut refuse = |refusal, text: String| refused.push((refusal, text));
+    let attributes = [
+        ("rolsuper", Refusal::Superuser, "is a superuser, and row-level security does not apply to it"),
+        ("rolbypassrls", Refusal::BypassRls, "has BYPASSRLS, and row-level security does not apply to it"),
+        ("rolcreaterole", Refusal::CreateRole, "has CREATEROLE, and can make itself a member of any role"),
+        ("rolreplication", Refusal::Replication, "has REPLICATION, and can read every row"),
+    ];
+    for (column, refusal, why) in attributes {
+        if facts.get(column) {
+            refuse(refusal, format!("the login {login} {why}: connect as {app} (give this login to the administrative URL only)"));
+        }
+    }
+    let superuser: bool = facts.get("rolsuper");
+    let list = |column: &str| facts.get::<Vec<String>, _>(column).join(", ");
+    if !superuser && !list("member_of").is_empty() {
+        let others = list("member_of");
+        refuse(Refusal::Member, format!("the login {login} is a member of {others}: REVOKE {others} FROM {login}, or connect as {app}"));
+    }
+    if !list("owns").is_empty() && !superuser {
+        let owns = list("owns");
+        refuse(Refusal::Owner, format!("the login {login} owns {owns}: ALTER … OWNER TO {}, or connect as {app}", roles.owner()));
+    }
+    for setting in facts.get::<Vec<String>, _>("defaults") {
+        refuse(Refusal::DefaultTenant, format!("tenancy.tenant_id is set for {setting}: ALTER ROLE or DATABASE … RESET tenancy.tenant_id"));
+    }
+    let needs = required_version();
+    match version {
+        Some(version) if version >= needs => {}
+        Some(version) => {
+            refuse(Refusal::SchemaVersion, format!("the schema tenancy has version {version} and this kit needs {needs}: migrate first"))
+        }
+        None => refuse(Refusal::SchemaVersion, "the schema tenancy is missing: migrate first".to_owned()),
+    }
+    for table in facts.get::<Vec<String>, _>("unprotected") {
+        refuse(Refusal::UnprotectedTable, format!("{table} has a tenant_id and no fence: CALL tenancy.protect_table('{table}')"));
+    }
+    let server: i32 = facts.get("server");
+    let (major, minor) = (server / 10_000, server % 10_000);
+    if major < OLDEST_MAJOR {
+        refuse(Refusal::ServerVersion, format!("PostgreSQL {major} is too old: {OLDEST_MAJOR} is the oldest that can run the schema"));
+    } else if let Some((_, sound)) = FIRST_SOUND.iter().find(|(of, sound)| *of == major && minor < *sound) {
+        tracing::warn!(
+            "PostgreSQL {major}.{minor} has known holes in row-level security: upgrade to {major}.{sound} or later in production"
+        );
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let refused = Refused(refused);
+    Err(Error::new(ErrorKind::Misconfigured, refused.to_string()).with_source(refused))
+}
