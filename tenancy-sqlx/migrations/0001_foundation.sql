@@ -3,7 +3,6 @@
 
 grant usage on schema tenancy to tenancy_app, tenancy_admin;
 grant select on tenancy.migrations to tenancy_app, tenancy_admin;
-alter default privileges in schema tenancy revoke execute on functions from public;
 
 -- The tenant of the running transaction; NULL when there is none, so every policy is false.
 --  * SQL-standard body: parsed once, here, so that no search_path can change its meaning; the planner still inlines it.
@@ -43,6 +42,7 @@ begin
   perform pg_notify('tenancy_catalog', ''); -- a hint to look: what changed is read from the table
   return new;
 end $$;
+revoke all on function tenancy.stamp_tenant() from public;
 create trigger stamp_tenant before insert or update on tenancy.tenants for each row execute function tenancy.stamp_tenant();
 
 -- The application sees its own tenant's row, and can look one up by its exact name, but not read the list of customers.
@@ -59,6 +59,7 @@ begin atomic
   union all
   select t.* from tenancy.tenants t where by_id is null and t.slug = by_slug and t.status <> 'erased';
 end;
+revoke all on function tenancy.find_tenant(uuid, text) from public;
 grant execute on function tenancy.find_tenant(uuid, text) to tenancy_app, tenancy_admin;
 
 -- The tenants that changed since `since`, and the horizon to ask with next time. No change is ever passed over: what this call's
@@ -70,6 +71,7 @@ begin atomic
   select pg_snapshot_xmin(pg_current_snapshot()), t.id, t.version
     from (values (1)) one left join tenancy.tenants t on t.changed_xid >= since and t.changed_xid < pg_snapshot_xmax(pg_current_snapshot());
 end;
+revoke all on function tenancy.catalog_changes(xid8) from public;
 grant execute on function tenancy.catalog_changes(xid8) to tenancy_app, tenancy_admin;
 
 -- Append-only: roles get INSERT on named columns, so that nobody dates an event back, and nobody gets UPDATE or DELETE.

@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use moka::future::Cache;
 use sqlx::postgres::{PgListener, PgRow};
 use sqlx::types::Json;
-use sqlx::{PgPool, Row};
+use sqlx::{AssertSqlSafe, PgPool, Row};
 use tenancy_core::{
     Actor, AuditEvent, Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog, TenantChange, TenantHint, TenantId, TenantPage,
     TenantQuery, TenantSlug, TenantStatus,
@@ -48,7 +48,7 @@ pub(crate) struct CatalogCache {
     /// The lowest version to believe of tenants that changed lately, for answers that were under way at the change.
     floors: Cache<TenantId, u64>,
     /// Where the next question "what changed since?" starts.
-    horizon: tokio::sync::Mutex<String>,
+    horizon: tokio::sync::Mutex<Option<u64>>,
     started: Instant,
     /// When the last answered question was asked, in microseconds since `started`; 0: never.
     fresh_at: AtomicU64,
@@ -91,19 +91,14 @@ impl CatalogCache {
     pub(crate) async fn refresh(&self) -> Result<()> {
         let mut horizon = self.horizon.lock().await;
         let asked_at = self.started.elapsed();
-        let since = if horizon.is_empty() { None } else { Some(horizon.as_str()) };
         // Without a horizon nothing is cached yet: only where to start is asked.
-        let question = sqlx::query(
-            "select horizon::text, id, version from tenancy.catalog_changes(coalesce($1::text::xid8, pg_snapshot_xmax(pg_current_snapshot())))",
-        )
-        .persistent(self.named_statements)
-        .bind(since)
-        .fetch_all(&self.control);
-        let answer = tokio::time::timeout(LOOKUP_TIMEOUT, question).await.map_err(|_| away())?.map_err(from_sqlx)?;
+        let since = horizon.map_or("pg_snapshot_xmax(pg_current_snapshot())".to_owned(), |xid| format!("'{xid}'::xid8"));
+        let answer = self.ask(format!("select horizon::text, id, version from tenancy.catalog_changes({since})")).await?;
         let mut changed = false;
         for row in &answer {
-            horizon.clear();
-            horizon.push_str(row.try_get("horizon").map_err(from_sqlx)?);
+            let next: String = row.try_get("horizon").map_err(from_sqlx)?;
+            *horizon =
+                Some(next.parse().map_err(|e| Error::new(ErrorKind::Internal, "the catalog's horizon is not a number").with_source(e))?);
             let Some(id) = row.try_get::<Option<uuid::Uuid>, _>("id").map_err(from_sqlx)? else { continue };
             let id = TenantId::from_uuid(id)?;
             let version = row.try_get::<i64, _>("version").map_err(from_sqlx)?.unsigned_abs();
@@ -171,18 +166,20 @@ impl CatalogCache {
 
     /// Asks the database.
     async fn look_up(&self, hint: &TenantHint) -> Result<Option<Arc<Tenant>>> {
-        let (id, slug) = match hint {
-            TenantHint::Id(id) => (Some(id.as_uuid()), None),
-            TenantHint::Slug(slug) => (None, Some(slug.as_str())),
+        let arguments = match hint {
+            TenantHint::Id(id) => format!("'{id}', null"),
+            TenantHint::Slug(slug) => format!("null, '{slug}'"),
             _ => return Ok(None),
         };
-        let question = sqlx::query("select * from tenancy.find_tenant($1, $2)")
-            .persistent(self.named_statements)
-            .bind(id)
-            .bind(slug)
-            .fetch_optional(&self.control);
-        let row = tokio::time::timeout(LOOKUP_TIMEOUT, question).await.map_err(|_| away())?.map_err(from_sqlx)?;
-        row.map(|row| tenant(&row).map(Arc::new)).transpose()
+        let rows = self.ask(format!("select * from tenancy.find_tenant({arguments})")).await?;
+        rows.first().map(|row| tenant(row).map(Arc::new)).transpose()
+    }
+
+    /// Asks in one message, which works on whichever server connection a pooler gives it. `sql` is ours: a [`TenantId`] prints as hex and
+    /// hyphens, a [`TenantSlug`] as lower-case letters, digits and hyphens.
+    async fn ask(&self, sql: String) -> Result<Vec<PgRow>> {
+        let question = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&self.control);
+        tokio::time::timeout(LOOKUP_TIMEOUT, question).await.map_err(|_| away())?.map_err(from_sqlx)
     }
 
     /// Logs the first failure of a row of them, and its end.
@@ -353,7 +350,7 @@ impl SystemTx {
         expected: Option<u64>,
         now: chrono::DateTime<chrono::Utc>,
     ) -> Result<Tenant> {
-        let query = sqlx::AssertSqlSafe(format!("select {COLUMNS} from tenancy.tenants where id = $1 for update"));
+        let query = AssertSqlSafe(format!("select {COLUMNS} from tenancy.tenants where id = $1 for update"));
         let row = sqlx::query(query).bind(id.as_uuid()).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
         let before = row.map(|row| tenant(&row)).transpose()?.ok_or_else(Error::not_found)?;
         let after = before.changed(change, expected, now)?;
@@ -382,7 +379,7 @@ impl SystemTx {
 
     async fn insert_tenant(&mut self, tenant: &Tenant) -> Result<()> {
         let query = format!("insert into tenancy.tenants ({COLUMNS}) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)");
-        sqlx::query(sqlx::AssertSqlSafe(query))
+        sqlx::query(AssertSqlSafe(query))
             .bind(tenant.id.as_uuid())
             .bind(tenant.slug.as_str())
             .bind(&tenant.name)
@@ -410,7 +407,7 @@ impl SystemTx {
                 and ($3::text is null or strpos(slug, lower($3)) > 0 or strpos(lower(name), lower($3)) > 0)
               order by id desc limit $4"
         );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(query.after.map(TenantId::as_uuid))
             .bind(query.status.map(TenantStatus::as_str))
             .bind(&query.search)

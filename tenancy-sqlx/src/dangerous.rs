@@ -49,7 +49,14 @@ impl Dangerous {
             .as_ref()
             .ok_or_else(|| Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: give Options::with_admin_url"))?;
         let become_admin = format!("BEGIN; SET LOCAL ROLE {}", inner.roles.admin());
-        let lease = Lease::begin(pool, &become_admin).await.map_err(from_sqlx)?;
+        let lease = Lease::begin(pool, &become_admin, inner.scrub).await.map_err(|error| {
+            if error.as_database_error().and_then(|db| db.code()).as_deref() != Some("42501") {
+                return from_sqlx(error);
+            }
+            let admin = inner.roles.admin();
+            let message = format!("the administrative login can't become {admin}: GRANT {admin} TO it, or give another one");
+            Error::new(ErrorKind::Misconfigured, message).with_source(error)
+        })?;
         let mut tx = Tx::new(lease, ForSystem(self.actor.clone()), false, inner.named_statements);
         tx.audit(&AuditEvent::new(self.actor, "system.access", reason)).await?;
         tx.commit_and(&become_admin).await

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::{ConnectOptions, PgPool, Row};
 use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext};
 
 use crate::catalog::{CatalogCache, PgCatalog};
@@ -26,6 +26,7 @@ pub struct Options {
     acquire_timeout: Duration,
     max_staleness: Duration,
     clock: Arc<dyn Clock>,
+    scrub: bool,
 }
 
 impl Options {
@@ -42,6 +43,7 @@ impl Options {
             acquire_timeout: Duration::from_secs(5),
             max_staleness: Duration::from_millis(900),
             clock: Arc::new(SystemClock),
+            scrub: true,
         })
     }
 
@@ -90,6 +92,15 @@ impl Options {
         self.clock = Arc::new(clock);
         self
     }
+
+    /// Returns connections to the pool as sqlx does, dirty: what the tests' negative control needs, and nobody else.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn danger_without_scrub(mut self) -> Self {
+        self.scrub = false;
+        self
+    }
 }
 
 /// How a transaction is isolated from others that run at the same time.
@@ -130,6 +141,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     /// A pooler between us and the server may hand each transaction another server connection, which knows no named statement.
     pub(crate) named_statements: bool,
+    pub(crate) scrub: bool,
 }
 
 impl TenantDb {
@@ -145,7 +157,7 @@ impl TenantDb {
     /// # Security
     /// Upholds I2: no request is served as a role that row-level security does not bind.
     pub async fn open(options: Options) -> Result<Self> {
-        let Options { app, admin, roles, max_connections, acquire_timeout, max_staleness, clock } = options;
+        let Options { app, admin, roles, max_connections, acquire_timeout, max_staleness, clock, scrub } = options;
         let named_statements = !behind_pooler(&app).await?;
         let mut first = app.clone().connect().await.map_err(from_sqlx)?;
         preflight::check(&mut first, &roles).await?;
@@ -162,6 +174,7 @@ impl TenantDb {
             catalog,
             clock,
             named_statements,
+            scrub,
         })))
     }
 
@@ -209,7 +222,7 @@ impl TenantDb {
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
         // The text is ours: a UUID prints as 36 characters of hex and hyphens.
         let begin = format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'");
-        let lease = Lease::begin(&self.0.pool, &begin).await.map_err(from_sqlx)?;
+        let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, ForTenant(tenant_id), read_only, self.0.named_statements))
     }
 
@@ -258,10 +271,7 @@ async fn behind_pooler(app: &PgConnectOptions) -> Result<bool> {
         Err(sqlx::Error::Database(e)) if e.message().contains("startup parameter") => return Ok(true),
         Err(e) => return Err(from_sqlx(e)),
     };
-    let seen: Option<String> = sqlx::query_scalar("select current_setting('tenancy.session', true)")
-        .persistent(false)
-        .fetch_one(&mut conn)
-        .await
-        .map_err(from_sqlx)?;
+    let row = sqlx::raw_sql("select current_setting('tenancy.session', true)").fetch_one(&mut conn).await.map_err(from_sqlx)?;
+    let seen: Option<String> = row.try_get(0).map_err(from_sqlx)?;
     Ok(seen.as_deref() != Some(nonce.as_str()))
 }

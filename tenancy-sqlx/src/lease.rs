@@ -23,6 +23,8 @@ pub(crate) struct Lease {
     conn: Option<PoolConnection<Postgres>>,
     /// Whether the connection may be inside a transaction, or have replies outstanding.
     dirty: bool,
+    /// Off only in the negative control of our own tests.
+    scrub: bool,
 }
 
 impl Lease {
@@ -31,33 +33,23 @@ impl Lease {
     ///
     /// # Cancel safety
     /// Safe: dropping the future scrubs the connection.
-    pub(crate) async fn begin(pool: &PgPool, begin: &str) -> Result<Self, sqlx::Error> {
+    pub(crate) async fn begin(pool: &PgPool, begin: &str, scrub: bool) -> Result<Self, sqlx::Error> {
         // After a restart of the server every idle connection is dead: one try for each, and one for a new one.
-        for _ in 0..pool.options().get_max_connections() {
-            let mut lease = Self::acquire(pool).await?;
-            match lease.send(begin).await {
-                Ok(()) => return Ok(lease),
-                Err(error) => {
-                    lease.discard();
-                    if !is_lost(&error) {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-        let mut lease = Self::acquire(pool).await?;
-        match lease.send(begin).await {
-            Ok(()) => Ok(lease),
-            Err(error) => {
-                lease.discard();
-                Err(error)
+        let mut tries = pool.options().get_max_connections() + 1;
+        loop {
+            let mut lease = Self::acquire(pool, scrub).await?;
+            let Err(error) = lease.send(begin).await else { return Ok(lease) };
+            lease.discard();
+            tries -= 1;
+            if tries == 0 || !is_lost(&error) {
+                return Err(error);
             }
         }
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections from a pool")]
-    async fn acquire(pool: &PgPool) -> Result<Self, sqlx::Error> {
-        Ok(Self { conn: Some(pool.acquire().await?), dirty: true })
+    async fn acquire(pool: &PgPool, scrub: bool) -> Result<Self, sqlx::Error> {
+        Ok(Self { conn: Some(pool.acquire().await?), dirty: true, scrub })
     }
 
     /// The connection.
@@ -92,7 +84,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let Some(conn) = self.conn.take() else { return };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) if self.dirty => drop(runtime.spawn(scrub(Quarantine(Some(conn))))),
+            Ok(runtime) if self.dirty && self.scrub => drop(runtime.spawn(scrub(Quarantine(Some(conn))))),
             Ok(_) => drop(conn),
             // No runtime to scrub in, nor for sqlx to return it in: close it.
             Err(_) => drop(conn.detach()),

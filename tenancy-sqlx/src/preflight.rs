@@ -85,7 +85,8 @@ const FIRST_SOUND: [(i32, i32); 5] = [(14, 25), (15, 20), (16, 16), (17, 12), (1
 
 /// Rules out every [`Refusal`] for the login of `conn`.
 pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> {
-    let facts = sqlx::query(
+    // In one message, as everything that may run behind a pooler and outside of a transaction.
+    let facts = sqlx::raw_sql(
         "select current_user::text as login, current_setting('server_version_num')::int as server, r.rolsuper, r.rolbypassrls, r.rolcreaterole, r.rolreplication,
             array(select m.roleid::regrole::text from pg_auth_members m where m.member = r.oid order by 1) as member_of,
             array(select * from (
@@ -94,7 +95,7 @@ pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> 
                 union all select 'schema ' || n.oid::regnamespace::text from pg_namespace n where n.nspowner = r.oid and n.nspname !~ '^pg_'
                 union all select 'database ' || quote_ident(d.datname) from pg_database d where d.datname = current_database() and d.datdba = r.oid
             ) o(name) order by 1 limit 5) as owns,
-            to_regclass('tenancy.migrations') is not null as migrated,
+            exists (select from pg_class c where c.relname = 'migrations' and c.relnamespace = (select oid from pg_namespace where nspname = 'tenancy')) as migrated,
             array(select s.setrole::regrole::text || ' in ' || coalesce(d.datname, 'every database')
                     from pg_db_role_setting s left join pg_database d on d.oid = s.setdatabase, unnest(s.setconfig) c
                    where c like 'tenancy.tenant_id=%' and s.setrole in (0, r.oid) and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))) as defaults,
@@ -111,7 +112,7 @@ pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> 
     .await
     .map_err(from_sqlx)?;
     let version: Option<i64> = if facts.get("migrated") {
-        sqlx::query_scalar("select max(version) from tenancy.migrations").fetch_one(&mut *conn).await.map_err(|e| {
+        sqlx::raw_sql("select max(version) from tenancy.migrations").fetch_one(&mut *conn).await.map(|row| row.get(0)).map_err(|e| {
             let message = format!("the schema tenancy does not know this login: connect as {}, which migrating creates", roles.app());
             Error::new(ErrorKind::Misconfigured, message).with_source(e)
         })?

@@ -250,6 +250,20 @@ pub(crate) fn required_version() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
+/// Tells sets of migrations apart: the kit's and the host's.
+#[cfg(feature = "testing")]
+pub(crate) fn fingerprint(host: Option<&Migrator>) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hash = DefaultHasher::new();
+    include_str!("schema/roles.sql").hash(&mut hash);
+    GRANTS.hash(&mut hash);
+    REVOKES.hash(&mut hash);
+    for migration in MIGRATIONS.iter().chain(host.into_iter().flat_map(Migrator::iter)) {
+        (migration.version, &migration.checksum).hash(&mut hash);
+    }
+    hash.finish()
+}
+
 fn misconfigured(message: String) -> Error {
     Error::new(ErrorKind::Misconfigured, message)
 }

@@ -10,6 +10,17 @@
 //! | a statement's future is dropped | the statement may have run, so the transaction refuses the rest and can't be committed |
 //! | a [`Savepoint`] is dropped | what was done since is undone before the next statement |
 //! | `COMMIT` or `ROLLBACK` as a statement | what follows sees no tenant, and [`commit`](Tx::commit) is an error |
+//!
+//! ```compile_fail
+//! # async fn nested(mut tx: tenancy_sqlx::TenantTx) {
+//! sqlx::Acquire::begin(&mut tx).await; // no way to sqlx's nested transactions
+//! # }
+//! ```
+//! ```compile_fail
+//! # async fn copy(mut tx: tenancy_sqlx::TenantTx) {
+//! tx.copy_out_raw("COPY notes TO STDOUT").await; // no way to the raw connection
+//! # }
+//! ```
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};

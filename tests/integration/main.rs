@@ -1,1 +1,12 @@
-//! Integration.
+//! The one integration binary: everything through the public API, against a real PostgreSQL, as the role that owns nothing.
+//!
+//! Tests that show a protection have a negative control beside them: the same attempt with the protection off, which must succeed.
+
+mod cancel;
+mod catalog;
+mod isolation;
+mod macros;
+mod pooler;
+mod preflight;
+mod schema;
+mod tx;

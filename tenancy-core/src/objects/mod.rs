@@ -24,7 +24,7 @@
 //!
 //! let error = objects.scope(&globex)?.get(&path).await.map_err(into_error).unwrap_err();
 //! assert_eq!(error.kind(), tenancy_core::ErrorKind::NotFound);
-//! # tenancy_core::Result::Ok(()) }).unwrap();
+//! # Ok::<(), tenancy_core::Error>(()) }).unwrap();
 //! ```
 //!
 //! # What holds
@@ -45,15 +45,15 @@
 //! folder: where `a` is an object, `a/b` answers as one that already exists to writes, and as absent to reads. On a
 //! case-insensitive file system, paths that differ by case are the same object of the same tenant.
 
-use std::collections::HashMap;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_core::stream::BoxStream;
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, future, stream};
 use object_store::path::Path;
 use object_store::{
@@ -159,12 +159,14 @@ impl fmt::Debug for TenantObjects {
 /// The stores that are open, each with the time it was used last.
 struct Buckets {
     open: Box<dyn Fn(TenantId) -> Result<Arc<dyn ObjectStore>> + Send + Sync>,
-    stores: Mutex<HashMap<TenantId, (Arc<dyn ObjectStore>, std::time::Instant)>>,
+    stores: Mutex<HashMap<TenantId, Open>>,
 }
+
+type Open = (Arc<dyn ObjectStore>, Instant);
 
 impl Buckets {
     fn get(&self, tenant_id: TenantId) -> Result<Arc<dyn ObjectStore>> {
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         let stores = || self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((store, used)) = stores().get_mut(&tenant_id) {
             *used = now;
@@ -226,18 +228,15 @@ impl Place {
     }
 
     /// An error that the tenant may see, about `location`.
-    fn error(&self, error: StoreError, location: &Path, access: Access) -> StoreError {
-        if error::is_refused(&error) {
-            return error;
-        }
+    fn error(&self, error: &StoreError, location: &Path, access: Access) -> StoreError {
         if let Some(hook) = &self.on_error {
-            hook(self.tenant_id, &error);
+            hook(self.tenant_id, error);
         }
-        error::rebuild(&error, location.as_ref(), access)
+        error::rebuild(error, location.as_ref(), access)
     }
 
     /// An error about one of the two ends of a copy or rename.
-    fn error_of_pair(&self, error: StoreError, from: &Path, to: &Path) -> StoreError {
+    fn error_of_pair(&self, error: &StoreError, from: &Path, to: &Path) -> StoreError {
         let location = if matches!(error, StoreError::NotFound { .. }) { from } else { to };
         self.error(error, location, Access::Write)
     }
@@ -251,7 +250,7 @@ impl Place {
             .filter_map(move |item| {
                 future::ready(match item {
                     Ok(meta) => self.relative_meta(meta).map(Ok),
-                    Err(error) => Some(Err(self.error(error, &folder, Access::Read))),
+                    Err(error) => Some(Err(self.error(&error, &folder, Access::Read))),
                 })
             })
             .boxed()
@@ -272,11 +271,19 @@ impl Deleting {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(location);
     }
 
-    /// Takes the first location for which `is` holds. Stores answer mostly in order, so that is soon found.
+    /// Takes the first location for which `is` holds. Stores answer in order, or nearly so: it is soon found.
     fn end(&self, is: impl Fn(&Path) -> bool) -> Option<Path> {
         let mut locations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = locations.iter().position(is)?;
         locations.remove(at)
+    }
+
+    /// Takes the location that `error` is about: the one it names, or the next one where it names none.
+    fn failed(&self, error: &StoreError) -> Option<Path> {
+        match error::path_of(error) {
+            Some(text) => self.end(|location| ends_with(text, location)),
+            None => self.end(|_| true),
+        }
     }
 }
 
@@ -285,30 +292,30 @@ impl Deleting {
 impl ObjectStore for TenantStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> StoreResult<PutResult> {
         let key = self.place.key(location)?;
-        self.inner.put_opts(&key, payload, opts).await.map_err(|error| self.place.error(error, location, Access::Write))
+        self.inner.put_opts(&key, payload, opts).await.map_err(|error| self.place.error(&error, location, Access::Write))
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> StoreResult<Box<dyn MultipartUpload>> {
         let key = self.place.key(location)?;
         match self.inner.put_multipart_opts(&key, opts).await {
             Ok(inner) => Ok(Box::new(Upload { inner, place: Arc::clone(&self.place), location: location.clone() })),
-            Err(error) => Err(self.place.error(error, location, Access::Write)),
+            Err(error) => Err(self.place.error(&error, location, Access::Write)),
         }
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> StoreResult<GetResult> {
         let key = self.place.key(location)?;
-        let got = self.inner.get_opts(&key, options).await.map_err(|error| self.place.error(error, location, Access::Read))?;
+        let got = self.inner.get_opts(&key, options).await.map_err(|error| self.place.error(&error, location, Access::Read))?;
         let meta = ObjectMeta { location: location.clone(), ..got.meta.clone() };
         let (range, attributes, extensions) = (got.range.clone(), got.attributes.clone(), got.extensions.clone());
         let (place, location) = (Arc::clone(&self.place), location.clone());
-        let content = got.into_stream().map_err(move |error| place.error(error, &location, Access::Read)).boxed();
+        let content = got.into_stream().map_err(move |error| place.error(&error, &location, Access::Read)).boxed();
         Ok(GetResult { payload: GetResultPayload::Stream(content), meta, range, attributes, extensions })
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> StoreResult<Vec<Bytes>> {
         let key = self.place.key(location)?;
-        self.inner.get_ranges(&key, ranges).await.map_err(|error| self.place.error(error, location, Access::Read))
+        self.inner.get_ranges(&key, ranges).await.map_err(|error| self.place.error(&error, location, Access::Read))
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
@@ -326,13 +333,17 @@ impl ObjectStore for TenantStore {
         self.inner
             .delete_stream(keys.boxed())
             .map(move |deleted| match deleted {
-                Ok(key) => {
-                    let gone = place.relative(&key).and_then(|location| deleting.end(|other| *other == location));
-                    gone.ok_or_else(|| StoreError::Generic { store: STORE, source: "the object store answered for another object".into() })
-                }
+                Ok(key) => match place.relative(&key) {
+                    Some(location) => {
+                        deleting.end(|other| *other == location);
+                        Ok(location)
+                    }
+                    None => Err(StoreError::Generic { store: STORE, source: "the object store answered for a foreign object".into() }),
+                },
+                Err(error) if error::is_refused(&error) => Err(error),
                 Err(error) => {
-                    let named = error::path_of(&error).and_then(|text| deleting.end(|location| ends_with(text, location)));
-                    Err(place.error(error, &named.unwrap_or_default(), Access::Read))
+                    let location = deleting.failed(&error).unwrap_or_default();
+                    Err(place.error(&error, &location, Access::Read))
                 }
             })
             .boxed()
@@ -361,7 +372,7 @@ impl ObjectStore for TenantStore {
         let folder = self.place.folder(prefix)?;
         let listed = self.inner.list_with_delimiter(below(&folder)).await;
         let ListResult { common_prefixes, objects, extensions } =
-            listed.map_err(|error| self.place.error(error, prefix.unwrap_or(&Path::ROOT), Access::Read))?;
+            listed.map_err(|error| self.place.error(&error, prefix.unwrap_or(&Path::ROOT), Access::Read))?;
         Ok(ListResult {
             common_prefixes: common_prefixes.iter().filter_map(|folder| self.place.relative(folder)).collect(),
             objects: objects.into_iter().filter_map(|meta| self.place.relative_meta(meta)).collect(),
@@ -371,12 +382,12 @@ impl ObjectStore for TenantStore {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
         let (from_key, to_key) = (self.place.key(from)?, self.place.key(to)?);
-        self.inner.copy_opts(&from_key, &to_key, options).await.map_err(|error| self.place.error_of_pair(error, from, to))
+        self.inner.copy_opts(&from_key, &to_key, options).await.map_err(|error| self.place.error_of_pair(&error, from, to))
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> StoreResult<()> {
         let (from_key, to_key) = (self.place.key(from)?, self.place.key(to)?);
-        self.inner.rename_opts(&from_key, &to_key, options).await.map_err(|error| self.place.error_of_pair(error, from, to))
+        self.inner.rename_opts(&from_key, &to_key, options).await.map_err(|error| self.place.error_of_pair(&error, from, to))
     }
 }
 
@@ -410,15 +421,15 @@ struct Upload {
 impl MultipartUpload for Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
         let (place, location) = (Arc::clone(&self.place), self.location.clone());
-        self.inner.put_part(data).map_err(move |error| place.error(error, &location, Access::Write)).boxed()
+        self.inner.put_part(data).map_err(move |error| place.error(&error, &location, Access::Write)).boxed()
     }
 
     async fn complete(&mut self) -> StoreResult<PutResult> {
-        self.inner.complete().await.map_err(|error| self.place.error(error, &self.location, Access::Write))
+        self.inner.complete().await.map_err(|error| self.place.error(&error, &self.location, Access::Write))
     }
 
     async fn abort(&mut self) -> StoreResult<()> {
-        self.inner.abort().await.map_err(|error| self.place.error(error, &self.location, Access::Write))
+        self.inner.abort().await.map_err(|error| self.place.error(&error, &self.location, Access::Write))
     }
 }
 

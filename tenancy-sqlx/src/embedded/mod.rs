@@ -26,7 +26,7 @@
 //! # Data
 //! Durable data is kept, with the full safety of PostgreSQL. [Throw-away](Options::throw_away) data starts empty with each server and
 //! is written without fsync: much faster, and for tests only. Each major version has its own folder, so after an upgrade a server may
-//! start empty; a warning then names the folder left behind. Erase everything by deleting the folder that `Display` names.
+//! start empty; a warning then names the folder left behind. To begin again, delete the folder that `Display` names while no server runs.
 //!
 //! # Root
 //! PostgreSQL refuses to run as root. A program that runs as root lends its server the account `postgres`, or else `nobody`, and keeps
@@ -368,15 +368,20 @@ mod tests {
         assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
     }
 
-    /// Another process that holds the throw-away server of `dir`.
-    fn spawn_holder(dir: &TestDir) -> Child {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+    /// Another process that starts the throw-away server of `dir` and holds it.
+    fn spawn_starter(dir: &TestDir) -> Child {
+        Command::new(std::env::current_exe().unwrap())
             .args(["embedded::tests::holder_process", "--exact", "--ignored", "--nocapture"])
             .env(HOLD, &dir.0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
+            .unwrap()
+    }
+
+    /// The same, when it holds the server.
+    fn spawn_holder(dir: &TestDir) -> Child {
+        let mut child = spawn_starter(dir);
         let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
         assert!(lines.map_while(Result::ok).any(|line| line.contains("HOLDING")), "the other process did not start a server");
         child
@@ -519,6 +524,18 @@ mod tests {
 
         let server = start(dir.throw_away()).await.unwrap();
         assert_eq!(text(&server, "SELECT count(*)::text FROM pg_class WHERE relname = 't'").await, "0");
+    }
+
+    #[tokio::test]
+    async fn a_starter_killed_midway_hinders_nobody() {
+        let dir = TestDir::new();
+        let mut starter = spawn_starter(&dir);
+        let base = dir.base();
+        wait("initdb", || fs::read_dir(&base).unwrap().any(|entry| entry.unwrap().path().join("template.tmp").exists()));
+        starter.kill().unwrap();
+        starter.wait().unwrap();
+        let server = start(dir.throw_away()).await.unwrap();
+        assert_eq!(text(&server, "SELECT 'alive'").await, "alive");
     }
 
     #[tokio::test]

