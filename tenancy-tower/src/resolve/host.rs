@@ -1,5 +1,7 @@
 //! The tenant in the host: `acme.example.com`.
 
+use std::borrow::Cow;
+
 use http::header::HOST;
 use http::request::Parts;
 use tenancy_core::{Error, ErrorKind, Result, TenantHint, TenantSlug};
@@ -48,11 +50,12 @@ impl HostResolver {
             return Ok(None);
         };
         let Some(label) = host[..at].strip_suffix('.') else { return Ok(None) };
-        let label = label.to_ascii_lowercase();
-        if TenantSlug::RESERVED.binary_search(&label.as_str()).is_ok() {
-            return Ok(None);
+        let label = if label.bytes().any(|b| b.is_ascii_uppercase()) { label.to_ascii_lowercase().into() } else { Cow::from(label) };
+        match label.parse::<TenantSlug>() {
+            Ok(slug) => Ok(Some(slug.into())),
+            Err(_) if TenantSlug::RESERVED.binary_search(&&*label).is_ok() => Ok(None),
+            Err(malformed) => Err(Error::tenant_not_found().with_source(malformed)),
         }
-        label.parse::<TenantSlug>().map(|slug| Some(slug.into())).map_err(|malformed| Error::tenant_not_found().with_source(malformed))
     }
 }
 

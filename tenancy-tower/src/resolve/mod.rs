@@ -58,6 +58,7 @@ pub use layer::ResolveTenantLayer;
 pub use path::PathResolver;
 pub use service::ResolveTenantService;
 
+#[cfg(feature = "axum")]
 pub(crate) use service::Unresolved;
 
 /// Says which tenant a request is for. A closure will do:

@@ -1,0 +1,169 @@
+//! The running server: what its handlers share, how it starts, and how it stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::serve::ListenerExt as _;
+use chrono::{DateTime, Utc};
+use tenancy_core::objects::TenantObjects;
+use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_sqlx::{PgCatalog, TenantDb};
+use tenancy_tower::{AllAgree, HostResolver};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::Instrument as _;
+
+use crate::attachment_store;
+use crate::config::{Config, Secret, text};
+use crate::credentials::{self, OperatorToken};
+use crate::database::Database;
+use crate::routes;
+
+/// How long requests in flight may take to finish when the server stops.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the handlers share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) db: TenantDb,
+    pub(crate) catalog: PgCatalog,
+    pub(crate) objects: TenantObjects,
+    pub(crate) operator_token: OperatorToken,
+    pub(crate) max_body: usize,
+    pub(crate) max_attachment: u64,
+    pub(crate) request_timeout: Duration,
+    pub(crate) upload_timeout: Duration,
+    draining: AtomicBool,
+}
+
+impl App {
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        SystemClock.now()
+    }
+
+    /// Whether requests should go to another node.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}
+
+/// Runs `work` to its end, also when the client goes away meanwhile.
+///
+/// # Errors
+/// Those of `work`; [`Internal`](ErrorKind::Internal) if it panics.
+pub(crate) async fn uncancelled<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let done = tokio::spawn(work.in_current_span()).await;
+    done.map_err(|source| Error::new(ErrorKind::Internal, "the work was interrupted").with_source(source))?
+}
+
+/// A server that takes requests.
+#[derive(Debug)]
+pub struct Running {
+    app: Arc<App>,
+    address: SocketAddr,
+    new_operator_token: Option<Secret>,
+    notices: Vec<String>,
+    drain_delay: Duration,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<std::io::Result<()>>,
+    /// The embedded server runs for as long as this is held.
+    _database: Database,
+}
+
+impl Running {
+    /// Brings the database up to date if it may, checks everything, and begins to take requests.
+    ///
+    /// # Errors
+    /// [`Misconfigured`](ErrorKind::Misconfigured) says what to change; [`Unavailable`](ErrorKind::Unavailable).
+    ///
+    /// # Cancel safety
+    /// Safe: nothing serves yet.
+    pub async fn start(config: &Config) -> Result<Self> {
+        config.check()?;
+        let objects = attachment_store::open(config)?;
+        let (tokens, token_notice) = credentials::token_resolver(config).await?;
+        let (operator_token, new_operator_token) = OperatorToken::from_config(config)?;
+        let database = Database::from_config(config).await?;
+        let mut notices: Vec<String> = database.notice().into_iter().chain(token_notice).collect();
+        if database.has_admin() {
+            for statement in database.migrate().await? {
+                notices.push(format!("an administrator must still run: {statement}"));
+            }
+        } else {
+            notices.push("the operator API is off: it needs TENANCY_ADMIN_DATABASE_URL".to_owned());
+        }
+        let db = database.open(config).await?;
+        let app = Arc::new(App {
+            catalog: db.catalog(),
+            db,
+            objects,
+            operator_token,
+            max_body: config.max_body,
+            max_attachment: config.max_attachment,
+            request_timeout: config.request_timeout,
+            upload_timeout: config.upload_timeout,
+            draining: AtomicBool::new(false),
+        });
+        let resolver = match text(&config.base_domain) {
+            Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
+            None => AllAgree::new(tokens),
+        };
+        let router = routes::router(&app, resolver, database.has_admin());
+
+        let taken = |source| Error::new(ErrorKind::Misconfigured, format!("can't listen on {}: set TENANCY_LISTEN", config.listen)).with_source(source);
+        let listener = TcpListener::bind(&config.listen).await.map_err(taken)?;
+        let address = listener.local_addr().map_err(taken)?;
+        let listener = listener.tap_io(|connection| {
+            // Answers are small: waiting for more to send only delays them.
+            let _ = connection.set_nodelay(true);
+        });
+        let (stop, stopped) = oneshot::channel();
+        let serve = axum::serve(listener, router).with_graceful_shutdown(async move {
+            // A dropped sender is a dropped server: it stops as well.
+            let _ = stopped.await;
+        });
+        let serving = tokio::spawn(async move { serve.await });
+        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, _database: database })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The operator token, if it was made at this start: it can't be had later.
+    pub fn new_operator_token(&self) -> Option<&Secret> {
+        self.new_operator_token.as_ref()
+    }
+
+    /// Lines that whoever starts it should read.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Stops: `/readyz` says 503 at once; after the drain delay no connection is taken any more; requests in flight get ten seconds.
+    ///
+    /// # Errors
+    /// [`Unavailable`](ErrorKind::Unavailable) if some were not done in time.
+    ///
+    /// # Cancel safety
+    /// A dropped future stops the server without waiting for anything.
+    pub async fn shutdown(self) -> Result<()> {
+        self.app.draining.store(true, Ordering::Release);
+        tokio::time::sleep(self.drain_delay).await;
+        let mut serving = self.serving;
+        // The receiver is gone only if the server is.
+        let _ = self.stop.send(());
+        let done = tokio::time::timeout(SHUTDOWN_LIMIT, &mut serving).await;
+        if done.is_err() {
+            serving.abort();
+        }
+        // Waits for transactions that are still under way, which end with their requests.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.app.db.close()).await;
+        let unfinished = || Error::new(ErrorKind::Unavailable, "some requests were not done within ten seconds, and were cut off");
+        done.map_err(|_| unfinished()).map(drop)
+    }
+}

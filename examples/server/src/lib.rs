@@ -1,0 +1,30 @@
+//! A multi-tenant API on one PostgreSQL: the example that uses the whole kit.
+//!
+//! | who | signs in with | may reach |
+//! |---|---|---|
+//! | an operator | the operator token | `/api/v1/tenants`: who the tenants are |
+//! | a member of a tenant | a signed token (JWT) that names the tenant | `/api/v1/tenant`, `projects`, `documents`, attachments: that tenant's own |
+//! | anybody | nothing | `/healthz`, `/readyz`, `/openapi.json` |
+//!
+//! [`Running::start`] is the server without its command line. Of its modules, `routes` has one file for each noun of the API, and
+//! `edge` is what every request passes first.
+
+pub mod cli;
+pub mod config;
+pub mod database;
+
+mod app;
+mod attachment_store;
+mod credentials;
+mod edge;
+mod extract;
+mod idempotency;
+mod operator;
+mod page;
+mod precondition;
+mod problem;
+mod routes;
+
+pub use app::Running;
+pub use config::{Config, Secret};
+pub use database::MIGRATIONS;

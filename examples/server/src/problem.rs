@@ -1,0 +1,28 @@
+//! Problem documents for what has no [`Error`](tenancy_core::Error): the answers of HTTP itself. The rest is
+//! [`tenancy_tower::response`]'s.
+
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use tenancy_tower::response::PROBLEM_JSON;
+
+/// There is no such path.
+pub(crate) async fn not_found() -> Response {
+    document(StatusCode::NOT_FOUND, "no-such-path", "There is no such path", "/openapi.json lists the paths of this API")
+}
+
+/// The path has no such method; axum adds `Allow`.
+pub(crate) async fn method_not_allowed() -> Response {
+    document(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "The path has no such method", "the header Allow lists the methods")
+}
+
+/// The body is not of the type that is read here.
+pub(crate) fn unsupported_media_type() -> Response {
+    let detail = "send the header Content-Type: application/json";
+    document(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The body has another type", detail)
+}
+
+fn document(status: StatusCode, code: &str, title: &str, detail: &str) -> Response {
+    let body = serde_json::json!({ "type": format!("urn:tenancy:problem:{code}"), "title": title, "status": status.as_u16(), "detail": detail });
+    (status, [(CONTENT_TYPE, PROBLEM_JSON), (CACHE_CONTROL, "no-store")], body.to_string()).into_response()
+}

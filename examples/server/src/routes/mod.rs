@@ -1,0 +1,148 @@
+//! Every route of the API, in one table per kind of caller. `openapi.json` is tested against them.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use tenancy_tower::{ResolveTenant, ResolveTenantLayer};
+
+use crate::app::App;
+use crate::edge::edge;
+use crate::operator::require_operator;
+use crate::problem;
+
+mod attachments;
+mod documents;
+mod open;
+mod projects;
+mod tenant;
+mod tenants;
+
+/// One operation of the API.
+struct Route {
+    method: Method,
+    path: &'static str,
+    handler: MethodRouter<Arc<App>>,
+}
+
+fn route<T: 'static>(method: Method, path: &'static str, handler: impl Handler<T, Arc<App>>) -> Route {
+    let filter = MethodFilter::try_from(method.clone()).expect("the tables below have standard methods only");
+    Route { method, path, handler: on(filter, handler) }
+}
+
+/// For anybody.
+fn open_routes() -> Vec<Route> {
+    vec![
+        route(Method::GET, "/healthz", open::healthz),
+        route(Method::GET, "/readyz", open::readyz),
+        route(Method::GET, "/openapi.json", open::openapi),
+    ]
+}
+
+/// For whoever has the operator token.
+fn operator_routes() -> Vec<Route> {
+    vec![
+        route(Method::GET, "/api/v1/tenants", tenants::list),
+        route(Method::POST, "/api/v1/tenants", tenants::create),
+        route(Method::GET, "/api/v1/tenants/{tenant}", tenants::show),
+        route(Method::PATCH, "/api/v1/tenants/{tenant}", tenants::change),
+        route(Method::DELETE, "/api/v1/tenants/{tenant}", tenants::archive),
+        route(Method::POST, "/api/v1/tenants/{tenant}/suspend", tenants::suspend),
+        route(Method::POST, "/api/v1/tenants/{tenant}/resume", tenants::resume),
+    ]
+}
+
+/// For whoever has a token of a tenant: each sees that tenant's things alone.
+fn tenant_routes() -> Vec<Route> {
+    const ATTACHMENT: &str = "/api/v1/documents/{document}/attachments/{name}";
+    vec![
+        route(Method::GET, "/api/v1/tenant", tenant::show),
+        route(Method::GET, "/api/v1/projects", projects::list),
+        route(Method::POST, "/api/v1/projects", projects::create),
+        route(Method::GET, "/api/v1/projects/{project}", projects::show),
+        route(Method::PATCH, "/api/v1/projects/{project}", projects::change),
+        route(Method::DELETE, "/api/v1/projects/{project}", projects::delete),
+        route(Method::GET, "/api/v1/projects/{project}/documents", documents::list),
+        route(Method::POST, "/api/v1/projects/{project}/documents", documents::create),
+        route(Method::GET, "/api/v1/documents/{document}", documents::show),
+        route(Method::PATCH, "/api/v1/documents/{document}", documents::change),
+        route(Method::DELETE, "/api/v1/documents/{document}", documents::delete),
+        route(Method::GET, "/api/v1/documents/{document}/attachments", attachments::list),
+        route(Method::GET, ATTACHMENT, attachments::download),
+        route(Method::PUT, ATTACHMENT, attachments::upload),
+        route(Method::DELETE, ATTACHMENT, attachments::delete),
+    ]
+}
+
+/// The whole API; the operators' part only where it `has_admin` credentials to work with.
+pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bool) -> Router {
+    let mount = |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
+    let catalog = Arc::new(app.catalog.clone());
+    let mut router = mount(open_routes()).merge(mount(tenant_routes()).route_layer(ResolveTenantLayer::new(catalog, resolver)));
+    if has_admin {
+        router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
+    }
+    router
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(app), edge))
+        .with_state(Arc::clone(app))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_openapi_document_has_every_route_and_no_other() {
+        let document: Value = serde_json::from_str(open::OPENAPI).expect("JSON");
+        let mut documented = BTreeSet::new();
+        for (path, item) in document["paths"].as_object().expect("paths") {
+            for method in item.as_object().expect("a path item").keys().filter(|key| !matches!(key.as_str(), "parameters" | "summary")) {
+                documented.insert(format!("{} {path}", method.to_uppercase()));
+            }
+        }
+        let routes = [open_routes(), operator_routes(), tenant_routes()].into_iter().flatten();
+        let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
+        assert_eq!(documented, routed);
+    }
+
+    #[test]
+    fn every_operation_says_who_may_call_it_and_every_reference_is_kept() {
+        let document: Value = serde_json::from_str(open::OPENAPI).expect("JSON");
+        for (routes, security) in [(open_routes(), "[]"), (operator_routes(), "[{\"operator\":[]}]"), (tenant_routes(), "[{\"tenant\":[]}]")] {
+            for Route { method, path, .. } in routes {
+                let operation = &document["paths"][path][method.as_str().to_lowercase()];
+                assert_eq!(operation["security"].to_string(), security, "{method} {path}");
+                for (_, name) in path.match_indices('{').map(|(at, _)| path[at + 1..].split_once('}').map_or((0, ""), |(name, _)| (at, name))) {
+                    let all = [&document["paths"][path]["parameters"], &operation["parameters"]];
+                    let named = all.into_iter().filter_map(Value::as_array).flatten().any(|parameter| {
+                        let of = parameter["$ref"].as_str().and_then(|pointer| document.pointer(&pointer[1..])).unwrap_or(parameter);
+                        of["name"] == name && of["in"] == "path"
+                    });
+                    assert!(named, "{method} {path}: {name}");
+                }
+            }
+        }
+        fn check(value: &Value, document: &Value) {
+            match value {
+                Value::Object(members) => {
+                    if let Some(pointer) = members.get("$ref").and_then(Value::as_str) {
+                        assert!(document.pointer(&pointer[1..]).is_some(), "{pointer}");
+                    }
+                    members.values().for_each(|member| check(member, document));
+                }
+                Value::Array(items) => items.iter().for_each(|item| check(item, document)),
+                _ => {}
+            }
+        }
+        check(&document, &document);
+    }
+}

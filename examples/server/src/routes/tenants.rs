@@ -1,0 +1,231 @@
+//! The tenants, for operators.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::ETAG;
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tenancy_core::{
+    Error, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantQuery, TenantSlug, TenantStatus,
+};
+use tenancy_sqlx::{SystemTx, from_sqlx};
+use tenancy_tower::axum::Problem;
+
+use crate::app::{App, uncancelled};
+use crate::extract::{Json, NoQuery, Path, Query, present};
+use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
+use crate::operator;
+use crate::page::{List, Page, decode, encode};
+use crate::precondition::{Preconditions, etag, mismatch};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+    search: Option<String>,
+    status: Option<String>,
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>, Query(query): Query<ListQuery>) -> Result<axum::Json<Page<Arc<Tenant>>>, Problem> {
+    let mut asked = TenantQuery::default();
+    asked.limit = query.limit.unwrap_or(asked.limit);
+    asked.search = query.search;
+    asked.status = query.status.map(|status| status.parse()).transpose()?;
+    asked.after = query.cursor.map(|cursor| decode(List::Tenants, &cursor)?.try_into()).transpose()?;
+    let page = app.catalog.list(&asked, &operator::actor()?).await?;
+    let next_cursor = page.next.map(|id| encode(List::Tenants, id.as_uuid()));
+    Ok(axum::Json(Page { items: page.tenants, next_cursor }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Creation {
+    slug: String,
+    name: String,
+    #[serde(default, deserialize_with = "present")]
+    plan: Option<String>,
+    #[serde(default)]
+    branding: Map<String, Value>,
+    #[serde(default)]
+    flags: Map<String, Value>,
+}
+
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Submitted { body, once }: Submitted<Creation>,
+) -> Result<Answer, Problem> {
+    let mut new = NewTenant::new(body.slug.parse()?, body.name).active();
+    new.plan = body.plan.unwrap_or(new.plan);
+    new.branding = body.branding;
+    new.flags = body.flags;
+    let (mut tx, now) = (begin(&app, "create a tenant").await?, app.now());
+    let by = tx.actor().clone();
+    if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
+        return Ok(answer);
+    }
+    let tenant = tx.create_tenant(new, now).await?;
+    let answer = Answer::created(&tenant, etag(tenant.version), format!("/api/v1/tenants/{}", tenant.id))?;
+    once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
+    commit(&app, tx).await?;
+    Ok(answer)
+}
+
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    preconditions: Preconditions,
+) -> Result<Response, Problem> {
+    let tenant = find(&app, &tenant).await?;
+    let etag = etag(tenant.version);
+    if preconditions.not_modified(&etag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag)]).into_response());
+    }
+    Ok(([(ETAG, etag)], axum::Json(tenant)).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Change {
+    #[serde(default, deserialize_with = "present")]
+    slug: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    name: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    plan: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    branding: Option<Map<String, Value>>,
+    #[serde(default, deserialize_with = "present")]
+    flags: Option<Map<String, Value>>,
+}
+
+pub(super) async fn change(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    preconditions: Preconditions,
+    Json(body): Json<Change>,
+) -> Result<Answer, Problem> {
+    let mut change = TenantChange::default();
+    change.slug = body.slug.map(|slug| slug.parse::<TenantSlug>()).transpose()?;
+    change.name = body.name;
+    change.plan = body.plan;
+    change.branding = body.branding;
+    change.flags = body.flags;
+    let found = find(&app, &tenant).await?;
+    let expected = expected(&preconditions, &found)?;
+    let mut tx = begin(&app, "change a tenant").await?;
+    let tenant = tx.update_tenant(found.id, change, expected, app.now()).await?;
+    commit(&app, tx).await?;
+    Ok(Answer::ok(&tenant, etag(tenant.version))?)
+}
+
+/// The soft deletion: nothing is served and nothing is lost. Doing it again changes nothing.
+pub(super) async fn archive(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    preconditions: Preconditions,
+) -> Result<StatusCode, Problem> {
+    let found = find(&app, &tenant).await?;
+    let expected = expected(&preconditions, &found)?;
+    let mut tx = begin(&app, "archive a tenant").await?;
+    if status(&mut tx, &found).await? != TenantStatus::Archived {
+        tx.update_tenant(found.id, TenantChange::status(TenantStatus::Archived), expected, app.now()).await?;
+        commit(&app, tx).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Also brings an archived tenant back, as a suspended one.
+pub(super) async fn suspend(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    preconditions: Preconditions,
+    Command(once): Command,
+) -> Result<Answer, Problem> {
+    go_to(&app, &tenant, TenantStatus::Suspended, &preconditions, &once).await.map_err(Problem)
+}
+
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    preconditions: Preconditions,
+    Command(once): Command,
+) -> Result<Answer, Problem> {
+    go_to(&app, &tenant, TenantStatus::Active, &preconditions, &once).await.map_err(Problem)
+}
+
+/// Takes the tenant along one edge of its lifecycle; one that is there already stays as it is.
+async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &Preconditions, once: &Once) -> Result<Answer> {
+    let found = find(app, tenant).await?;
+    let expected = expected(preconditions, &found)?;
+    let (mut tx, now) = (begin(app, "change a tenant's status").await?, app.now());
+    let by = tx.actor().clone();
+    if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
+        return Ok(answer);
+    }
+    if status(&mut tx, &found).await? == to {
+        drop(tx);
+        app.catalog.refresh().await?;
+        let tenant = find(app, tenant).await?;
+        return Answer::ok(&tenant, etag(tenant.version));
+    }
+    let tenant = tx.update_tenant(found.id, TenantChange::status(to), expected, now).await?;
+    let answer = Answer::ok(&tenant, etag(tenant.version))?;
+    once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
+    commit(app, tx).await?;
+    Ok(answer)
+}
+
+async fn begin(app: &App, reason: &str) -> Result<SystemTx> {
+    app.db.dangerous().on_behalf_of(operator::actor()?).begin_system(reason).await
+}
+
+/// Commits, and lets this node see it at once. If it can't, it will within the bound on staleness: the work is done either way.
+async fn commit(app: &Arc<App>, tx: SystemTx) -> Result<()> {
+    let app = Arc::clone(app);
+    uncancelled(async move {
+        tx.commit().await?;
+        if let Err(error) = app.catalog.refresh().await {
+            tracing::warn!(?error, "the catalog was not refreshed after a change");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The tenant that a path names, by id or slug.
+async fn find(app: &App, tenant: &str) -> Result<Arc<Tenant>> {
+    let hint: TenantHint = tenant.parse().map_err(|_| Error::not_found())?;
+    app.catalog.find(&hint).await?.ok_or_else(Error::not_found)
+}
+
+/// The one version that a change may apply to, of those in `If-Match`.
+fn expected(preconditions: &Preconditions, found: &Tenant) -> Result<Option<u64>> {
+    match preconditions.versions().as_deref() {
+        None => Ok(None),
+        // The row decides, not this node's cached copy of it.
+        Some([one]) => u64::try_from(*one).map(Some).map_err(|_| mismatch()),
+        Some(several) if several.contains(&found.version.cast_signed()) => Ok(Some(found.version)),
+        Some(_) => Err(mismatch()),
+    }
+}
+
+/// The status of the tenant's row, which is locked for the rest of the transaction.
+async fn status(tx: &mut SystemTx, tenant: &Tenant) -> Result<TenantStatus> {
+    let query = sqlx::query_scalar("select status from tenancy.tenants where id = $1 for update").bind(tenant.id.as_uuid());
+    let status: String = query.fetch_one(tx).await.map_err(from_sqlx)?;
+    let status: TenantStatus = status.parse()?;
+    if status == TenantStatus::Erased {
+        return Err(Error::not_found());
+    }
+    Ok(status)
+}
