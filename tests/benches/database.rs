@@ -54,7 +54,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     transactions(&remote, &proxy, &tenants).await?;
     let local = database.open().await?;
-    rows(&local, &database.app_url(), &tenants).await?;
+    rows(&local, &tenants).await?;
     Ok(())
 }
 
@@ -147,8 +147,7 @@ async fn transactions(db: &TenantDb, url: &str, tenants: &[TenantContext]) -> Re
     Ok(())
 }
 
-async fn rows(db: &TenantDb, url: &str, tenants: &[TenantContext]) -> Result<(), Box<dyn std::error::Error>> {
-    let bare = PgPoolOptions::new().max_connections(1).test_before_acquire(false).connect(url).await?;
+async fn rows(db: &TenantDb, tenants: &[TenantContext]) -> Result<(), Box<dyn std::error::Error>> {
     let queries = [
         ("point", "select body from {} where {} id = $2", 1),
         ("newest 20", "select body from {} where {} $2 > 0 order by at desc limit 20", 20),
@@ -167,8 +166,8 @@ async fn rows(db: &TenantDb, url: &str, tenants: &[TenantContext]) -> Result<(),
                     .bind(cx.tenant_id().as_uuid())
                     .bind(i64::try_from(1 + round % ROWS_PER_TENANT).unwrap_or(1))
             };
-            timed!(cases[0], assert_eq!(query(&explicit).fetch_all(&bare).await?.len(), expected));
             let mut tx = db.read(cx).await?;
+            timed!(cases[0], assert_eq!(query(&explicit).fetch_all(&mut tx).await?.len(), expected));
             timed!(cases[1], assert_eq!(query(&confined).fetch_all(&mut tx).await?.len(), expected));
             timed!(cases[2], assert_eq!(query(&both).fetch_all(&mut tx).await?.len(), expected));
         }

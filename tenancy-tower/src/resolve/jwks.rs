@@ -291,7 +291,7 @@ impl Keys {
     /// The JWK set at a URL, which is fetched now and then again `every` so often.
     ///
     /// Blocks for at most ten seconds: call it before the server starts, or in `spawn_blocking`. Redirects are not followed. The proxy
-    /// settings of the environment apply.
+    /// settings of the environment apply. TLS trusts Mozilla's roots; for others use [`Keys::watch`] with your own client.
     ///
     /// # Errors
     /// [`Unavailable`](ErrorKind::Unavailable) if it can't be fetched; [`Misconfigured`](ErrorKind::Misconfigured) if it is no JWK set or
@@ -529,6 +529,7 @@ mod tests {
         write(br#"{"keys":[]}"#);
         assert_eq!(Keys::from_file(&path, Duration::from_secs(9)).expect_err("no key").kind(), ErrorKind::Misconfigured);
         write(&ed("a"));
+        assert_eq!(Keys::from_file(&path, Duration::ZERO).expect_err("no pause").kind(), ErrorKind::Misconfigured);
         let keys = Keys::from_file(&path, Duration::from_millis(5)).expect("keys");
         write(&ed("b"));
         soon(|| has(&keys, "b") && !has(&keys, "a"));
@@ -591,8 +592,8 @@ mod tests {
                 for stream in listener.incoming() {
                     let mut stream = stream.expect("stream");
                     let mut request = Vec::new();
-                    while !request.ends_with(b"\r\n\r\n") {
-                        let mut byte = [0];
+                    let mut byte = [0];
+                    while !request.ends_with(b"\r\n\r\n") && request.first().is_none_or(|first| *first == b'G') {
                         stream.read_exact(&mut byte).expect("request");
                         request.push(byte[0]);
                     }
@@ -636,7 +637,10 @@ mod tests {
             let redirect = format!("HTTP/1.1 302 Found\r\nlocation: {elsewhere}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             let url = serve(Arc::new(Mutex::new(redirect.into_bytes())));
             assert_eq!(Keys::from_url(url, Duration::from_secs(9)).expect_err("redirect").kind(), ErrorKind::Unavailable);
-            assert!(Keys::from_url(elsewhere, Duration::from_secs(9)).is_ok());
+            assert!(Keys::from_url(elsewhere.clone(), Duration::from_secs(9)).is_ok());
+            // This server speaks no TLS.
+            let tls = elsewhere.replace("http:", "https:");
+            assert_eq!(Keys::from_url(tls, Duration::from_secs(9)).expect_err("no TLS").kind(), ErrorKind::Unavailable);
             for bad in ["", "jwks.json", "file:///etc/passwd", "ftp://host/x", "https:"] {
                 assert_eq!(Keys::from_url(bad, Duration::from_secs(9)).expect_err(bad).kind(), ErrorKind::Misconfigured, "{bad}");
             }

@@ -73,7 +73,7 @@ impl JwtResolver {
         let why = if algorithms.is_empty() {
             "no token algorithm is allowed: name one"
         } else if algorithms.contains(&Algorithm::Hs256) && algorithms.iter().any(|other| *other != Algorithm::Hs256) {
-            "HS256 is mixed with public-key algorithms: use one resolver for each kind"
+            "HS256 is mixed with public-key algorithms: allow one kind of them"
         } else if !keys.current().algorithms().any(|algorithm| algorithms.contains(&algorithm)) {
             "no key fits the allowed token algorithms"
         } else if issuer.is_empty() || audience.is_empty() {

@@ -29,7 +29,6 @@
 //! - A `CorsLayer` inside this one: a preflight request has no token. Put it outside.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use http::request::Parts;
 use tenancy_core::{Principal, Result, TenantHint};
@@ -161,12 +160,6 @@ impl Identified {
         let further = std::iter::once(rest.hint).chain(rest.others).filter(|hint| *hint != lead.hint);
         lead.others.extend(further);
         lead
-    }
-}
-
-impl fmt::Display for Identified {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} for {}", self.principal.actor(), self.hint)
     }
 }
 
