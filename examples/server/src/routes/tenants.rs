@@ -166,7 +166,6 @@ pub(super) async fn resume(
 /// Takes the tenant along one edge of its lifecycle; one that is there already stays as it is.
 async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &Preconditions, once: &Once) -> Result<Answer> {
     let found = find(app, tenant).await?;
-    let expected = expected(preconditions, &found)?;
     let (mut tx, now) = (begin(app, "change a tenant's status").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
@@ -178,6 +177,7 @@ async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &P
         let tenant = find(app, tenant).await?;
         return Answer::ok(&tenant, etag(tenant.version));
     }
+    let expected = expected(preconditions, &found)?;
     let tenant = tx.update_tenant(found.id, TenantChange::status(to), expected, now).await?;
     let answer = Answer::ok(&tenant, etag(tenant.version))?;
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;

@@ -1,0 +1,144 @@
+//! `tenancy-server tenant …`: the operator's work on tenants, straight on the database.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use tenancy_core::{
+    Actor, Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantId, TenantQuery, TenantSlug,
+    TenantStatus,
+};
+use tenancy_sqlx::PgCatalog;
+
+use super::say;
+use crate::config::Config;
+use crate::database::Database;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Create a tenant, which is active at once
+    Create {
+        /// The tenant's name in addresses: a DNS label of 3 to 40 characters
+        slug: TenantSlug,
+        /// The tenant's name for people [default: the slug]
+        #[arg(long)]
+        name: Option<String>,
+        /// The plan
+        #[arg(long, default_value = Tenant::DEFAULT_PLAN)]
+        plan: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List tenants, the newest first
+    List {
+        /// Only those whose slug or name contains this
+        #[arg(long)]
+        search: Option<String>,
+        /// Only those in this state [default: all but archived]
+        #[arg(long)]
+        status: Option<TenantStatus>,
+        /// At most this many
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// Only those after this one: the `next` of the page before
+        #[arg(long)]
+        after: Option<TenantId>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a tenant
+    Show {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Suspend a tenant: it is refused everywhere, and nothing is removed
+    Suspend {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a suspended tenant be served again
+    Resume {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
+    let database = Database::from_config(config).await?;
+    if !database.has_admin() {
+        return Err(Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: set TENANCY_ADMIN_DATABASE_URL"));
+    }
+    if database.is_embedded() {
+        database.migrate().await?;
+    }
+    let db = database.open(config).await?;
+    let done = act(&db.catalog(), verb).await;
+    db.close().await;
+    done
+}
+
+async fn act(catalog: &PgCatalog, verb: Verb) -> Result<ExitCode> {
+    let by = Actor::System;
+    match verb {
+        Verb::Create { slug, name, plan, json } => {
+            let name = name.unwrap_or_else(|| slug.to_string());
+            let mut new = NewTenant::new(slug, name).active();
+            new.plan = plan;
+            print(&*catalog.create(new, &by).await?, json)?;
+        }
+        Verb::List { search, status, limit, after, json } => {
+            let mut query = TenantQuery::default();
+            (query.search, query.status, query.limit, query.after) = (search, status, limit, after);
+            let page = catalog.list(&query, &by).await?;
+            if json {
+                say(serde_json::json!({ "items": page.tenants, "next": page.next }));
+            } else {
+                page.tenants.iter().for_each(|tenant| say(line(tenant)));
+                if let Some(next) = page.next {
+                    say(format_args!("there are more: --after {next}"));
+                }
+            }
+        }
+        Verb::Show { tenant, json } => print(&*find(catalog, &tenant).await?, json)?,
+        Verb::Suspend { tenant, json } => go_to(catalog, &tenant, TenantStatus::Suspended, &by, json).await?,
+        Verb::Resume { tenant, json } => go_to(catalog, &tenant, TenantStatus::Active, &by, json).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn find(catalog: &PgCatalog, hint: &TenantHint) -> Result<std::sync::Arc<Tenant>> {
+    catalog.find(hint).await?.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no tenant {hint}")))
+}
+
+async fn go_to(catalog: &PgCatalog, hint: &TenantHint, to: TenantStatus, by: &Actor, json: bool) -> Result<()> {
+    let found = find(catalog, hint).await?;
+    if found.status == to {
+        return print(&found, json);
+    }
+    // The version that was read: whoever else changes it meanwhile is not overruled unseen.
+    print(&*catalog.update(found.id, TenantChange::status(to), Some(found.version), by).await?, json)
+}
+
+fn print(tenant: &Tenant, json: bool) -> Result<()> {
+    if json {
+        let text = serde_json::to_string(tenant).map_err(|e| Error::new(ErrorKind::Internal, "the tenant can't be written").with_source(e))?;
+        say(text);
+    } else {
+        say(line(tenant));
+    }
+    Ok(())
+}
+
+fn line(tenant: &Tenant) -> String {
+    format!("{}  {:<10}  {:<20}  {}", tenant.id, tenant.status, tenant.slug, tenant.name)
+}
