@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -160,7 +160,8 @@ struct Inner {
     tenant: ActiveTenant,
     principal: Principal,
     scopes: BTreeSet<String>,
-    request_id: Uuid,
+    /// Made when first asked for: randomness costs more than everything else here.
+    request_id: OnceLock<Uuid>,
 }
 
 impl TenantContext {
@@ -169,7 +170,7 @@ impl TenantContext {
     /// # Security
     /// The caller vouches that `principal` was authenticated, and belongs to `tenant`.
     pub fn establish(tenant: ActiveTenant, principal: Principal) -> Self {
-        Self(Arc::new(Inner { tenant, principal, scopes: BTreeSet::new(), request_id: Uuid::now_v7() }))
+        Self(Arc::new(Inner { tenant, principal, scopes: BTreeSet::new(), request_id: OnceLock::new() }))
     }
 
     /// The same context with these scopes instead.
@@ -184,7 +185,7 @@ impl TenantContext {
     #[must_use]
     pub fn with_request_id(self, request_id: Uuid) -> Self {
         let mut inner = self.into_inner();
-        inner.request_id = request_id;
+        inner.request_id = request_id.into();
         Self(Arc::new(inner))
     }
 
@@ -193,7 +194,7 @@ impl TenantContext {
             tenant: shared.tenant.clone(),
             principal: shared.principal.clone(),
             scopes: shared.scopes.clone(),
-            request_id: shared.request_id,
+            request_id: shared.request_id.clone(),
         })
     }
 
@@ -219,7 +220,7 @@ impl TenantContext {
 
     /// Ties log lines, spans and audit events of one request together.
     pub fn request_id(&self) -> Uuid {
-        self.0.request_id
+        *self.0.request_id.get_or_init(Uuid::now_v7)
     }
 
     /// Deny by default: passes for members with at least `role`, and for nobody else.
@@ -253,7 +254,7 @@ impl fmt::Debug for TenantContext {
             .field("tenant_id", &self.0.tenant.id)
             .field("slug", &self.0.tenant.slug)
             .field("principal", &self.0.principal)
-            .field("request_id", &self.0.request_id)
+            .field("request_id", &self.request_id())
             .finish_non_exhaustive()
     }
 }

@@ -113,7 +113,9 @@ impl Running {
         };
         let router = routes::router(&app, resolver, database.has_admin());
 
-        let taken = |source| Error::new(ErrorKind::Misconfigured, format!("can't listen on {}: set TENANCY_LISTEN", config.listen)).with_source(source);
+        let taken = |source| {
+            Error::new(ErrorKind::Misconfigured, format!("can't listen on {}: set TENANCY_LISTEN", config.listen)).with_source(source)
+        };
         let listener = TcpListener::bind(&config.listen).await.map_err(taken)?;
         let address = listener.local_addr().map_err(taken)?;
         let listener = listener.tap_io(|connection| {

@@ -33,9 +33,13 @@ fn store(config: &Config) -> Result<Arc<dyn ObjectStore>> {
         Some("memory:" | "memory:///") => Ok(Arc::new(InMemory::new())),
         Some(text) => {
             // `Url` makes `file:x` and `file://x` absolute or a host's: not what was meant.
-            let folder = Some(text).filter(|text| text.starts_with("file:///")).and_then(|text| url::Url::parse(text).ok()?.to_file_path().ok());
+            let folder =
+                Some(text).filter(|text| text.starts_with("file:///")).and_then(|text| url::Url::parse(text).ok()?.to_file_path().ok());
             local(&folder.ok_or_else(|| {
-                Error::new(ErrorKind::Misconfigured, "TENANCY_OBJECTS must be file:///absolute/folder or memory: (no other store is built in)")
+                Error::new(
+                    ErrorKind::Misconfigured,
+                    "TENANCY_OBJECTS must be file:///absolute/folder or memory: (no other store is built in)",
+                )
             })?)
         }
     }

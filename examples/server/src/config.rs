@@ -173,7 +173,8 @@ mod tests {
         let spaced = Config { operator_token: Some("a b".into()), ..Config::default() };
         assert!(says(spaced).contains("TENANCY_OPERATOR_TOKEN"));
         // Compose files set what they don't know to the empty text.
-        let empty = Config { admin_database_url: Some("".into()), jwks: Some(String::new()), jwt_secret: Some("s".into()), ..Config::default() };
+        let empty =
+            Config { admin_database_url: Some("".into()), jwks: Some(String::new()), jwt_secret: Some("s".into()), ..Config::default() };
         assert!(empty.check().is_ok());
     }
 

@@ -50,7 +50,10 @@ pub(crate) fn signing_secret(config: &Config) -> Result<(Secret, Option<String>)
         let what = format!("the development secret {} can't be used: mend that, or set TENANCY_JWT_SECRET", path.display());
         Error::new(ErrorKind::Misconfigured, what).with_source(source)
     })?;
-    let notice = format!("tokens are signed with the development secret in {}: set TENANCY_JWT_SECRET or TENANCY_JWKS in production", path.display());
+    let notice = format!(
+        "tokens are signed with the development secret in {}: set TENANCY_JWT_SECRET or TENANCY_JWKS in production",
+        path.display()
+    );
     Ok((secret, Some(notice)))
 }
 
@@ -113,8 +116,9 @@ impl OperatorToken {
             }
             return Ok((Self::digest(token.as_bytes()), None));
         }
-        let token = random_text()
-            .map_err(|source| Error::new(ErrorKind::Unavailable, "the system has no random numbers: set TENANCY_OPERATOR_TOKEN").with_source(source))?;
+        let token = random_text().map_err(|source| {
+            Error::new(ErrorKind::Unavailable, "the system has no random numbers: set TENANCY_OPERATOR_TOKEN").with_source(source)
+        })?;
         Ok((Self::digest(token.as_bytes()), Some(token.into())))
     }
 

@@ -59,7 +59,10 @@ impl Database {
     #[cfg(not(unix))]
     #[expect(clippy::unused_async, reason = "as on Unix")]
     async fn embedded(_config: &Config) -> Result<Self> {
-        Err(Error::new(ErrorKind::Misconfigured, "there is no embedded PostgreSQL on this system: set DATABASE_URL and TENANCY_ADMIN_DATABASE_URL"))
+        Err(Error::new(
+            ErrorKind::Misconfigured,
+            "there is no embedded PostgreSQL on this system: set DATABASE_URL and TENANCY_ADMIN_DATABASE_URL",
+        ))
     }
 
     /// One line about the embedded server, if it is used.
@@ -91,9 +94,10 @@ impl Database {
     /// # Cancel safety
     /// Safe: a later call goes on.
     pub async fn migrate(&self) -> Result<Vec<String>> {
-        let url = self.admin_url.as_deref().ok_or_else(|| {
-            Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: set TENANCY_ADMIN_DATABASE_URL")
-        })?;
+        let url = self
+            .admin_url
+            .as_deref()
+            .ok_or_else(|| Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: set TENANCY_ADMIN_DATABASE_URL"))?;
         let mut schema = Schema::connect(url, Roles::default()).await.map_err(|e| about("TENANCY_ADMIN_DATABASE_URL", e))?;
         let left = schema.migrate().await?;
         schema.apply(&MIGRATIONS).await?;
@@ -128,12 +132,10 @@ impl Database {
     /// The newest migration of the domain that the database has.
     pub(crate) async fn domain_version(&self) -> Result<Option<i64>> {
         let mut conn = sqlx::PgConnection::connect(&self.app_url).await.map_err(|e| about("DATABASE_URL", from_sqlx(e)))?;
-        let there: bool = sqlx::query_scalar(
-            "select coalesce(has_table_privilege(to_regclass('_sqlx_migrations')::oid, 'select'), false)",
-        )
-        .fetch_one(&mut conn)
-        .await
-        .map_err(from_sqlx)?;
+        let there: bool = sqlx::query_scalar("select coalesce(has_table_privilege(to_regclass('_sqlx_migrations')::oid, 'select'), false)")
+            .fetch_one(&mut conn)
+            .await
+            .map_err(from_sqlx)?;
         if !there {
             return Ok(None);
         }

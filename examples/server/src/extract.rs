@@ -214,7 +214,7 @@ mod tests {
             (br#"{"name":"x","inner":{"size":"y"}}"#, "inner.size"),
             (br#"{"name":"x","inner":{"size":256}}"#, "inner.size"),
             (br#"{"name":"x","tenant_id":"y"}"#, "tenant_id"),
-            (br#"{"name":"x","name":"y"}"#, "name"),
+            (br#"{"name":"x","name":"y"}"#, "body"),
             (b"{}", "body"),
             (b"", "body"),
             (b"[]", "body"),

@@ -124,15 +124,15 @@ impl Once {
              ) and created_at < $1"
         );
         sqlx::query(AssertSqlSafe(forget)).bind(now - KEPT).bind(&actor).bind(key).execute(&mut *tx).await.map_err(from_sqlx)?;
-        let fingerprint = self.fingerprint.clone().finalize();
+        let fingerprint: [u8; 32] = self.fingerprint.clone().finalize().into();
         let claim = format!("insert into {table} (actor, key, fingerprint, created_at) values ($1, $2, $3, $4) on conflict do nothing");
-        let claimed = sqlx::query(AssertSqlSafe(claim)).bind(&actor).bind(key).bind(fingerprint.as_slice()).bind(now);
+        let claimed = sqlx::query(AssertSqlSafe(claim)).bind(&actor).bind(key).bind(&fingerprint[..]).bind(now);
         if claimed.execute(&mut *tx).await.map_err(from_sqlx)?.rows_affected() == 1 {
             return Ok(None);
         }
         let recall = format!("select fingerprint, status, etag, location, body from {table} where actor = $1 and key = $2");
         let known: Stored = sqlx::query_as(AssertSqlSafe(recall)).bind(&actor).bind(key).fetch_one(&mut *tx).await.map_err(from_sqlx)?;
-        if known.fingerprint != fingerprint.as_slice() {
+        if known.fingerprint != fingerprint {
             return Err(Error::new(ErrorKind::Conflict, "this Idempotency-Key was used for another request: use a new one"));
         }
         known.into_answer().map(Some)
@@ -150,7 +150,8 @@ impl Once {
         answer: &Answer,
     ) -> Result<()> {
         let Some(key) = &self.key else { return Ok(()) };
-        let remember = format!("update {} set status = $3, etag = $4, location = $5, body = $6 where actor = $1 and key = $2", memory.table());
+        let remember =
+            format!("update {} set status = $3, etag = $4, location = $5, body = $6 where actor = $1 and key = $2", memory.table());
         sqlx::query(AssertSqlSafe(remember))
             .bind(actor.to_string())
             .bind(key)

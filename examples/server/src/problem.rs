@@ -1,8 +1,8 @@
 //! Problem documents for what has no [`Error`](tenancy_core::Error): the answers of HTTP itself. The rest is
 //! [`tenancy_tower::response`]'s.
 
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse as _, Response};
 use tenancy_tower::response::PROBLEM_JSON;
 
@@ -23,6 +23,7 @@ pub(crate) fn unsupported_media_type() -> Response {
 }
 
 fn document(status: StatusCode, code: &str, title: &str, detail: &str) -> Response {
-    let body = serde_json::json!({ "type": format!("urn:tenancy:problem:{code}"), "title": title, "status": status.as_u16(), "detail": detail });
+    let body =
+        serde_json::json!({ "type": format!("urn:tenancy:problem:{code}"), "title": title, "status": status.as_u16(), "detail": detail });
     (status, [(CONTENT_TYPE, PROBLEM_JSON), (CACHE_CONTROL, "no-store")], body.to_string()).into_response()
 }

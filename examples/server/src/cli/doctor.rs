@@ -35,9 +35,8 @@ pub(super) async fn run(config: &Config, json: bool) -> Result<ExitCode> {
             note("database", Err(error));
         }
         Ok(database) => {
-            let reached = database.server_version().await.map(|version| {
-                database.notice().unwrap_or_else(|| format!("PostgreSQL {version}"))
-            });
+            let reached =
+                database.server_version().await.map(|version| database.notice().unwrap_or_else(|| format!("PostgreSQL {version}")));
             if note("database", reached) {
                 let migrated = database.domain_version().await.map(|has| has == Some(required_version()));
                 let opened = match database.open(config).await {
@@ -51,10 +50,17 @@ pub(super) async fn run(config: &Config, json: bool) -> Result<ExitCode> {
                 // Migrating what is up to date only looks at privileges, and tries again to revoke them.
                 if sound && database.has_admin() && migrated.unwrap_or(false) {
                     let left = database.migrate().await;
-                    note("privileges", left.map(|left| {
-                        statements = left;
-                        if statements.is_empty() { "nothing is left to revoke".to_owned() } else { "an administrator must still revoke some".to_owned() }
-                    }));
+                    note(
+                        "privileges",
+                        left.map(|left| {
+                            statements = left;
+                            if statements.is_empty() {
+                                "nothing is left to revoke".to_owned()
+                            } else {
+                                "an administrator must still revoke some".to_owned()
+                            }
+                        }),
+                    );
                 }
             }
         }

@@ -81,7 +81,8 @@ fn log(serving: bool) {
         let level = if serving { tracing::Level::INFO } else { tracing::Level::WARN };
         Targets::new().with_default(level).with_target("sqlx", tracing::Level::WARN)
     });
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     tracing_subscriber::registry().with(filter).with(lines).init();
 }
 

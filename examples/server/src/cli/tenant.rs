@@ -131,7 +131,8 @@ async fn go_to(catalog: &PgCatalog, hint: &TenantHint, to: TenantStatus, by: &Ac
 
 fn print(tenant: &Tenant, json: bool) -> Result<()> {
     if json {
-        let text = serde_json::to_string(tenant).map_err(|e| Error::new(ErrorKind::Internal, "the tenant can't be written").with_source(e))?;
+        let text =
+            serde_json::to_string(tenant).map_err(|e| Error::new(ErrorKind::Internal, "the tenant can't be written").with_source(e))?;
         say(text);
     } else {
         say(line(tenant));

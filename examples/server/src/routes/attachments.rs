@@ -13,8 +13,8 @@ use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_P
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use object_store::{ObjectStore as _, ObjectStoreExt as _, WriteMultipart};
+use futures_util::StreamExt as _;
+use object_store::{ObjectStoreExt as _, WriteMultipart};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use sqlx::FromRow;
@@ -132,7 +132,9 @@ pub(super) async fn upload(
             Ok(chunk) if size + chunk.len() as u64 <= app.max_attachment => chunk,
             refused => {
                 abandon(writing).await;
-                return Err(refused.map_or_else(|error| Error::invalid("body", "was not received whole").with_source(error), |_| too_large()).into());
+                return Err(refused
+                    .map_or_else(|error| Error::invalid("body", "was not received whole").with_source(error), |_| too_large())
+                    .into());
             }
         };
         size += chunk.len() as u64;
@@ -293,7 +295,7 @@ fn content_type(headers: &HeaderMap) -> Result<String> {
 
 /// Names the file for all clients: a plain form, and one for any script (RFC 6266).
 fn disposition(name: &str) -> String {
-    let plain: String = name.chars().map(|c| if c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%') { c } else { '_' }).collect();
+    let plain: String = name.chars().map(|c| if c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '%' | ';') { c } else { '_' }).collect();
     format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{}", percent_encode(name))
 }
 

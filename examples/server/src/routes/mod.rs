@@ -23,6 +23,7 @@ mod tenants;
 
 /// One operation of the API.
 struct Route {
+    #[cfg_attr(not(test), expect(dead_code, reason = "`handler` answers to it alone; tests compare it with the document"))]
     method: Method,
     path: &'static str,
     handler: MethodRouter<Arc<App>>,
@@ -79,7 +80,8 @@ fn tenant_routes() -> Vec<Route> {
 
 /// The whole API; the operators' part only where it `has_admin` credentials to work with.
 pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bool) -> Router {
-    let mount = |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
+    let mount =
+        |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
     let mut router = mount(open_routes()).merge(mount(tenant_routes()).route_layer(ResolveTenantLayer::new(catalog, resolver)));
     if has_admin {
@@ -117,11 +119,15 @@ mod tests {
     #[test]
     fn every_operation_says_who_may_call_it_and_every_reference_is_kept() {
         let document: Value = serde_json::from_str(open::OPENAPI).expect("JSON");
-        for (routes, security) in [(open_routes(), "[]"), (operator_routes(), "[{\"operator\":[]}]"), (tenant_routes(), "[{\"tenant\":[]}]")] {
+        for (routes, security) in
+            [(open_routes(), "[]"), (operator_routes(), "[{\"operator\":[]}]"), (tenant_routes(), "[{\"tenant\":[]}]")]
+        {
             for Route { method, path, .. } in routes {
                 let operation = &document["paths"][path][method.as_str().to_lowercase()];
                 assert_eq!(operation["security"].to_string(), security, "{method} {path}");
-                for (_, name) in path.match_indices('{').map(|(at, _)| path[at + 1..].split_once('}').map_or((0, ""), |(name, _)| (at, name))) {
+                for (_, name) in
+                    path.match_indices('{').map(|(at, _)| path[at + 1..].split_once('}').map_or((0, ""), |(name, _)| (at, name)))
+                {
                     let all = [&document["paths"][path]["parameters"], &operation["parameters"]];
                     let named = all.into_iter().filter_map(Value::as_array).flatten().any(|parameter| {
                         let of = parameter["$ref"].as_str().and_then(|pointer| document.pointer(&pointer[1..])).unwrap_or(parameter);

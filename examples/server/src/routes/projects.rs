@@ -104,14 +104,13 @@ pub(super) async fn show(
     preconditions: Preconditions,
 ) -> Result<Response, Problem> {
     cx.require(Role::Viewer)?;
-    let project: Project = sqlx::query_as(
-        "select id, name, description, created_at, updated_at, version from projects where tenant_id = $1 and id = $2",
-    )
-    .bind(cx.tenant_id().as_uuid())
-    .bind(*id)
-    .fetch_one(&mut app.db.read(&cx).await?)
-    .await
-    .map_err(from_sqlx)?;
+    let project: Project =
+        sqlx::query_as("select id, name, description, created_at, updated_at, version from projects where tenant_id = $1 and id = $2")
+            .bind(cx.tenant_id().as_uuid())
+            .bind(*id)
+            .fetch_one(&mut app.db.read(&cx).await?)
+            .await
+            .map_err(from_sqlx)?;
     let etag = etag(project.version);
     if preconditions.not_modified(&etag) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag)]).into_response());

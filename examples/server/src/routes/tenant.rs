@@ -21,5 +21,6 @@ struct OwnTenant<'a> {
 pub(super) async fn show(Caller(cx): Caller, Query(NoQuery {}): Query<NoQuery>) -> Result<impl IntoResponse, Problem> {
     cx.require(Role::Viewer)?;
     let tenant = cx.tenant();
-    Ok(axum::Json(OwnTenant { id: tenant.id, slug: &tenant.slug, name: &tenant.name, branding: &tenant.branding, flags: &tenant.flags }).into_response())
+    Ok(axum::Json(OwnTenant { id: tenant.id, slug: &tenant.slug, name: &tenant.name, branding: &tenant.branding, flags: &tenant.flags })
+        .into_response())
 }

@@ -8,9 +8,7 @@ use axum::http::header::ETAG;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tenancy_core::{
-    Error, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantQuery, TenantSlug, TenantStatus,
-};
+use tenancy_core::{Error, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantQuery, TenantSlug, TenantStatus};
 use tenancy_sqlx::{SystemTx, from_sqlx};
 use tenancy_tower::axum::Problem;
 
