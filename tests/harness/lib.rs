@@ -1,5 +1,7 @@
 //! What the integration tests share: a kit on a fresh database with two tenants, and detectors for what must never happen.
 
+pub mod actors;
+pub mod app;
 pub mod pgbouncer;
 
 use std::future::{Future, poll_fn};

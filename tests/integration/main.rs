@@ -2,6 +2,7 @@
 //!
 //! Tests that show a protection have a negative control beside them: the same attempt with the protection off, which must succeed.
 
+mod api;
 mod cancel;
 mod catalog;
 mod isolation;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
 use tenancy_sqlx::{PgCatalog, TenantDb};
@@ -41,7 +41,7 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn now(&self) -> DateTime<Utc> {
-        SystemClock.now()
+        SystemClock.now().trunc_subsecs(6) // what PostgreSQL keeps
     }
 
     /// Whether requests should go to another node.
@@ -85,6 +85,10 @@ impl Running {
         config.check()?;
         let objects = attachment_store::open(config)?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
+        let resolver = match text(&config.base_domain) {
+            Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
+            None => AllAgree::new(tokens),
+        };
         let (operator_token, new_operator_token) = OperatorToken::from_config(config)?;
         let database = Database::from_config(config).await?;
         let mut notices: Vec<String> = database.notice().into_iter().chain(token_notice).collect();
@@ -107,10 +111,6 @@ impl Running {
             upload_timeout: config.upload_timeout,
             draining: AtomicBool::new(false),
         });
-        let resolver = match text(&config.base_domain) {
-            Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
-            None => AllAgree::new(tokens),
-        };
         let router = routes::router(&app, resolver, database.has_admin());
 
         let taken = |source| {

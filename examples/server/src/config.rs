@@ -12,7 +12,6 @@ use tenancy_core::{Error, ErrorKind, Result};
 /// The server's settings. An empty text counts as absent.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Settings")]
-#[non_exhaustive]
 pub struct Config {
     /// The database, as the application's role: postgres://tenancy_app@host/database. Absent: an embedded PostgreSQL in the data folder
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true, global = true)]
@@ -44,7 +43,7 @@ pub struct Config {
     /// Where attachments are: file:///absolute/folder, or memory: (gone at the end). Absent: the folder `objects` in the data folder
     #[arg(long, env = "TENANCY_OBJECTS", value_name = "URL", global = true)]
     pub objects: Option<String>,
-    /// Tenants also have hosts, SLUG.<this domain>: a request's host must then name the tenant of its token
+    /// Each tenant has a host, its slug before this domain: a request's host must then name the tenant of its token
     #[arg(long, env = "TENANCY_BASE_DOMAIN", value_name = "DOMAIN", global = true)]
     pub base_domain: Option<String>,
     /// The most database connections for tenants' requests; a few more serve the catalog and operators
@@ -87,6 +86,11 @@ impl Config {
             return refuse(
                 "TENANCY_ADMIN_DATABASE_URL is set and DATABASE_URL is not: set DATABASE_URL too, with the role tenancy_app as its user",
             );
+        }
+        for (variable, url) in [("DATABASE_URL", &self.database_url), ("TENANCY_ADMIN_DATABASE_URL", &self.admin_database_url)] {
+            if given(url).is_some_and(|url| !url.starts_with("postgres://") && !url.starts_with("postgresql://")) {
+                return refuse(&format!("{variable} must be postgres://user@host:port/database"));
+            }
         }
         if given(&self.jwt_secret).is_some() && text(&self.jwks).is_some() {
             return refuse("TENANCY_JWT_SECRET and TENANCY_JWKS are both set: unset one of them");
@@ -168,6 +172,8 @@ mod tests {
         let says = |config: Config| config.check().expect_err("refused").to_string();
         let admin_only = Config { admin_database_url: Some("postgres://x".into()), ..Config::default() };
         assert!(says(admin_only).contains("set DATABASE_URL too"));
+        let other = Config { database_url: Some("mysql://u:hunter2@h/d".into()), ..Config::default() };
+        assert!(says(other.clone()).contains("must be postgres://") && !says(other).contains("hunter2"));
         let both = Config { jwt_secret: Some("s".into()), jwks: Some("f".into()), ..Config::default() };
         assert!(says(both).contains("unset one"));
         let spaced = Config { operator_token: Some("a b".into()), ..Config::default() };

@@ -5,7 +5,7 @@ use sqlx::migrate::Migrator;
 use tenancy_core::{Error, ErrorKind, Result};
 #[cfg(unix)]
 use tenancy_sqlx::embedded;
-use tenancy_sqlx::{Options, Roles, Schema, TenantDb, from_sqlx};
+use tenancy_sqlx::{Options, Refusal, Refused, Roles, Schema, TenantDb, from_sqlx};
 
 use crate::config::{Config, given};
 
@@ -116,7 +116,18 @@ impl Database {
         if let Some(url) = &self.admin_url {
             options = options.with_admin_url(url).map_err(|e| about("TENANCY_ADMIN_DATABASE_URL", e))?;
         }
-        let db = TenantDb::open(options).await.map_err(|e| about("DATABASE_URL", e))?;
+        let db = TenantDb::open(options).await.map_err(|e| {
+            let refused = std::error::Error::source(&e).and_then(|source| source.downcast_ref::<Refused>());
+            let old = refused.is_some_and(|refused| refused.refusals().any(|(refusal, _)| refusal == Refusal::SchemaVersion));
+            about(
+                if old {
+                    "to migrate, set TENANCY_ADMIN_DATABASE_URL and run tenancy-server migrate; DATABASE_URL"
+                } else {
+                    "DATABASE_URL"
+                },
+                e,
+            )
+        })?;
         let (has, needs) = (self.domain_version().await?, required_version());
         if has != Some(needs) {
             let has = has.map_or_else(|| "none".to_owned(), |version| version.to_string());

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, HeaderName, X_CONTENT_TYPE_OPTIONS};
@@ -44,7 +44,9 @@ pub(crate) async fn edge(State(app): State<Arc<App>>, mut request: Request, next
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let path = route.as_deref().unwrap_or("-");
     let span = tracing::info_span!("request", request_id = %id, tenant_id = tracing::field::Empty);
-    let mut response = answer(&app, &method, request, next).instrument(span.clone()).await;
+    // Attachments are the only thing that is PUT.
+    let limit = if method == Method::PUT { app.upload_timeout } else { app.request_timeout };
+    let mut response = answer(&method, limit, next.run(request)).instrument(span.clone()).await;
     let headers = response.headers_mut();
     // A hyphenated UUID is a header value.
     if let Ok(value) = HeaderValue::try_from(id.to_string()) {
@@ -62,11 +64,9 @@ pub(crate) async fn edge(State(app): State<Arc<App>>, mut request: Request, next
     response
 }
 
-async fn answer(app: &App, method: &Method, request: Request, next: Next) -> Response {
-    // Attachments are the only thing that is PUT.
-    let limit = if *method == Method::PUT { app.upload_timeout } else { app.request_timeout };
-    let handled = tokio::time::timeout(limit, AssertUnwindSafe(next.run(request)).catch_unwind());
-    let error = match handled.await {
+/// What the handler answers, or why it does not.
+async fn answer(method: &Method, limit: Duration, handler: impl Future<Output = Response>) -> Response {
+    let error = match tokio::time::timeout(limit, AssertUnwindSafe(handler).catch_unwind()).await {
         Ok(Ok(response)) => return response,
         // The panic hook has printed what and where.
         Ok(Err(_panic)) => Error::new(ErrorKind::Internal, "a handler panicked"),
@@ -90,5 +90,21 @@ mod tests {
             assert!(!of(other).is_nil());
         }
         assert_ne!(RequestId::of(&HeaderMap::new()).0, RequestId::of(&HeaderMap::new()).0);
+    }
+
+    #[tokio::test]
+    async fn panics_and_delays_become_problem_documents() {
+        let panics = async { panic!("as the test wants") };
+        let failed = answer(&Method::GET, Duration::from_secs(1), panics).await;
+        assert_eq!(
+            (failed.status().as_u16(), &failed.headers()["content-type"]),
+            (500, &HeaderValue::from_static("application/problem+json"))
+        );
+        let late = |method: Method| async move { answer(&method, Duration::from_millis(1), std::future::pending()).await };
+        let read = late(Method::GET).await;
+        assert_eq!((read.status().as_u16(), read.headers().contains_key("retry-after")), (503, true));
+        // Whoever repeats work that may have been done does it twice.
+        let written = late(Method::POST).await;
+        assert_eq!((written.status().as_u16(), written.headers().contains_key("retry-after")), (503, false));
     }
 }

@@ -116,18 +116,20 @@ impl Once {
     ) -> Result<Option<Answer>> {
         let Some(key) = &self.key else { return Ok(None) };
         let (table, actor) = (memory.table(), actor.to_string());
-        // Some of the oldest, so that the table stays small; and this key, if it is old.
-        let forget = format!(
-            "delete from {table} where (actor, key) in (
-               (select actor, key from {table} where created_at < $1 order by created_at limit 100 for update skip locked)
-               union all select $2, $3
-             ) and created_at < $1"
-        );
-        sqlx::query(AssertSqlSafe(forget)).bind(now - KEPT).bind(&actor).bind(key).execute(&mut *tx).await.map_err(from_sqlx)?;
         let fingerprint: [u8; 32] = self.fingerprint.clone().finalize().into();
-        let claim = format!("insert into {table} (actor, key, fingerprint, created_at) values ($1, $2, $3, $4) on conflict do nothing");
-        let claimed = sqlx::query(AssertSqlSafe(claim)).bind(&actor).bind(key).bind(&fingerprint[..]).bind(now);
-        if claimed.execute(&mut *tx).await.map_err(from_sqlx)?.rows_affected() == 1 {
+        let claim = format!(
+            "insert into {table} as known (actor, key, fingerprint, created_at) values ($1, $2, $3, $4)
+             on conflict on constraint {table}_pkey do update set fingerprint = excluded.fingerprint, created_at = excluded.created_at
+              where known.created_at < $5"
+        );
+        let claim = sqlx::query(AssertSqlSafe(claim)).bind(&actor).bind(key).bind(&fingerprint[..]).bind(now).bind(now - KEPT);
+        if claim.execute(&mut *tx).await.map_err(from_sqlx)?.rows_affected() == 1 {
+            // Whoever adds a row also takes some old ones away, and waits for nobody who does the same.
+            let forget = format!(
+                "delete from {table} where (actor, key) in
+                   (select actor, key from {table} where created_at < $1 order by created_at limit 100 for update skip locked)"
+            );
+            sqlx::query(AssertSqlSafe(forget)).bind(now - KEPT).execute(&mut *tx).await.map_err(from_sqlx)?;
             return Ok(None);
         }
         let recall = format!("select fingerprint, status, etag, location, body from {table} where actor = $1 and key = $2");

@@ -8,6 +8,8 @@
 //!
 //! [`Running::start`] is the server without its command line. Of its modules, `routes` has one file for each noun of the API, and
 //! `edge` is what every request passes first.
+//!
+//! It speaks plain HTTP/1.1: TLS, and patience with clients that send their headers slowly, are the business of a proxy in front.
 
 pub mod cli;
 pub mod config;

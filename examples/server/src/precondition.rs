@@ -40,6 +40,17 @@ impl Preconditions {
         }
     }
 
+    /// Whether a change may apply where `current` is the entity tag of what is there, if anything is.
+    pub(crate) fn permit(&self, current: Option<&str>) -> bool {
+        let expected = match (&self.if_match, current) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(Tags::Any), Some(_)) => true,
+            (Some(Tags::Of(tags)), Some(current)) => tags.iter().any(|tag| tag == current),
+        };
+        expected && !current.is_some_and(|current| self.not_modified(current))
+    }
+
     /// Whether the caller has `etag` already, so that 304 is the answer to a GET.
     pub(crate) fn not_modified(&self, etag: &str) -> bool {
         match &self.if_none_match {
@@ -92,14 +103,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Preconditions {
 mod tests {
     use super::*;
 
-    fn with(name: HeaderName, value: &str) -> Result<Option<Tags>> {
+    fn with(name: &HeaderName, value: &str) -> Result<Option<Tags>> {
         let mut headers = HeaderMap::new();
-        headers.append(name.clone(), value.parse().expect("a header"));
-        tags(&headers, &name)
+        headers.append(name, value.parse().expect("a header"));
+        tags(&headers, name)
     }
 
     fn if_match(value: &str) -> Option<Vec<i64>> {
-        Preconditions { if_match: with(IF_MATCH, value).expect(value), ..Preconditions::default() }.versions()
+        Preconditions { if_match: with(&IF_MATCH, value).expect(value), ..Preconditions::default() }.versions()
     }
 
     #[test]
@@ -117,16 +128,40 @@ mod tests {
     #[test]
     fn malformed_tags_are_refused_and_not_ignored() {
         for bad in ["3", "\"3", "3\"", "\"3\" \"4\"", "\"3\",", ",", "", "w/\"3\"", "*,\"3\""] {
-            assert_eq!(with(IF_MATCH, bad).expect_err(bad).field(), Some("if-match"), "{bad}");
+            assert_eq!(with(&IF_MATCH, bad).expect_err(bad).field(), Some("if-match"), "{bad}");
         }
     }
 
     #[test]
     fn if_none_match_compares_weakly() {
         let not_modified = |value: &str, etag: &str| {
-            Preconditions { if_none_match: with(IF_NONE_MATCH, value).expect(value), ..Preconditions::default() }.not_modified(etag)
+            Preconditions { if_none_match: with(&IF_NONE_MATCH, value).expect(value), ..Preconditions::default() }.not_modified(etag)
         };
         assert!(not_modified("*", "\"1\"") && not_modified("W/\"1\"", "\"1\"") && not_modified("\"0\", \"1\"", "\"1\""));
         assert!(!not_modified("\"2\"", "\"1\"") && !Preconditions::default().not_modified("\"1\""));
+    }
+
+    #[test]
+    fn a_change_may_ask_for_something_or_for_nothing_to_be_there() {
+        let permit = |name: &HeaderName, value: &str, current| {
+            let tags = with(name, value).expect(value);
+            let both = if *name == IF_MATCH {
+                Preconditions { if_match: tags, if_none_match: None }
+            } else {
+                Preconditions { if_match: None, if_none_match: tags }
+            };
+            both.permit(current)
+        };
+        for (name, value, absent, same, other) in [
+            (&IF_MATCH, "*", false, true, true),
+            (&IF_MATCH, "\"a\"", false, true, false),
+            (&IF_MATCH, "W/\"a\"", false, false, false),
+            (&IF_NONE_MATCH, "*", true, false, false),
+            (&IF_NONE_MATCH, "\"a\"", true, false, true),
+        ] {
+            let all = (permit(name, value, None), permit(name, value, Some("\"a\"")), permit(name, value, Some("\"b\"")));
+            assert_eq!(all, (absent, same, other), "{name}: {value}");
+        }
+        assert!(Preconditions::default().permit(None) && Preconditions::default().permit(Some("\"a\"")));
     }
 }

@@ -39,13 +39,8 @@ pub(super) async fn run(config: &Config, json: bool) -> Result<ExitCode> {
                 database.server_version().await.map(|version| database.notice().unwrap_or_else(|| format!("PostgreSQL {version}")));
             if note("database", reached) {
                 let migrated = database.domain_version().await.map(|has| has == Some(required_version()));
-                let opened = match database.open(config).await {
-                    Ok(db) => {
-                        db.close().await;
-                        Ok("the login is confined, every table is protected, and the schema is up to date".to_owned())
-                    }
-                    Err(error) => Err(error),
-                };
+                let opened = database.open(config).await;
+                let opened = opened.map(|_| "the login is confined, every table is protected, and the schema is up to date".to_owned());
                 let sound = note("isolation", opened);
                 // Migrating what is up to date only looks at privileges, and tries again to revoke them.
                 if sound && database.has_admin() && migrated.unwrap_or(false) {

@@ -57,16 +57,7 @@ enum Verb {
 /// Runs the verb of the command line. Errors are printed once, on stderr.
 pub async fn run() -> ExitCode {
     let Cli { config, verb } = Cli::parse();
-    let verb = verb.unwrap_or(Verb::Serve);
-    log(matches!(verb, Verb::Serve));
-    let done = match verb {
-        Verb::Serve => serve(&config).await,
-        Verb::Migrate { json } => migrate(&config, json).await,
-        Verb::Tenant(verb) => tenant::run(&config, verb).await,
-        Verb::Doctor { json } => doctor::run(&config, json).await,
-        Verb::Token(token) => token::run(&config, token).await,
-    };
-    match done {
+    match act(&config, verb.unwrap_or(Verb::Serve)).await {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {}", explain(&error));
@@ -75,20 +66,39 @@ pub async fn run() -> ExitCode {
     }
 }
 
-fn log(serving: bool) {
-    let filter = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = filter.unwrap_or_else(|| {
-        let level = if serving { tracing::Level::INFO } else { tracing::Level::WARN };
-        Targets::new().with_default(level).with_target("sqlx", tracing::Level::WARN)
+async fn act(config: &Config, verb: Verb) -> Result<ExitCode> {
+    log(&verb)?;
+    match verb {
+        Verb::Serve => serve(config).await,
+        Verb::Migrate { json } => migrate(config, json).await,
+        Verb::Tenant(verb) => tenant::run(config, verb).await,
+        Verb::Doctor { json } => doctor::run(config, json).await,
+        Verb::Token(token) => token::run(config, token).await,
+    }
+}
+
+fn log(verb: &Verb) -> Result<()> {
+    use tracing::Level;
+    let invalid = |source| Error::new(ErrorKind::Misconfigured, "RUST_LOG must be such as info,sqlx=warn").with_source(source);
+    let wanted = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = wanted.map(|text| text.parse::<Targets>().map_err(invalid)).transpose()?.unwrap_or_else(|| match verb {
+        Verb::Serve => Targets::new().with_default(Level::INFO).with_target("sqlx", Level::WARN),
+        Verb::Doctor { .. } => Targets::new().with_default(Level::WARN),
+        // What goes wrong in a short command is its error; the rest would be said at each of them.
+        _ => Targets::new().with_default(Level::WARN).with_target("tenancy_sqlx::preflight", Level::ERROR),
     });
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     tracing_subscriber::registry().with(filter).with(lines).init();
+    Ok(())
 }
 
-/// The message with its causes, each said once.
+/// The message, and for what the caller can't mend by asking otherwise also its causes, each said once.
 fn explain(error: &Error) -> String {
     let mut text = error.to_string();
+    if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::NotFound) {
+        return text;
+    }
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         let why = source.to_string();
@@ -127,26 +137,32 @@ async fn serve(config: &Config) -> Result<ExitCode> {
     }
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT and SIGTERM; Ctrl-C elsewhere.
 struct Stop {
     #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
+    signals: [tokio::signal::unix::Signal; 2],
 }
 
 impl Stop {
     fn listen() -> Result<Self> {
-        Ok(Self {
-            #[cfg(unix)]
-            terminate: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-                .map_err(|source| Error::new(ErrorKind::Unavailable, "can't listen for signals").with_source(source))?,
-        })
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let failed = |source| Error::new(ErrorKind::Unavailable, "can't listen for signals").with_source(source);
+            Ok(Self { signals: [signal(SignalKind::interrupt()).map_err(failed)?, signal(SignalKind::terminate()).map_err(failed)?] })
+        }
+        #[cfg(not(unix))]
+        Ok(Self {})
     }
 
     async fn asked(&mut self) {
         #[cfg(unix)]
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
+        {
+            let [interrupt, terminate] = &mut self.signals;
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
         }
         #[cfg(not(unix))]
         let _ = tokio::signal::ctrl_c().await;
@@ -203,5 +219,6 @@ mod tests {
         let inner = Error::new(ErrorKind::Unavailable, "away").with_source("connection refused");
         let outer = Error::new(ErrorKind::Unavailable, "DATABASE_URL: away").with_source(inner);
         assert_eq!(explain(&outer), "DATABASE_URL: away: connection refused");
+        assert_eq!(explain(&Error::new(ErrorKind::Conflict, "the slug is taken").with_source("duplicate key")), "the slug is taken");
     }
 }

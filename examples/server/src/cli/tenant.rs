@@ -82,9 +82,7 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
         database.migrate().await?;
     }
     let db = database.open(config).await?;
-    let done = act(&db.catalog(), verb).await;
-    db.close().await;
-    done
+    act(&db.catalog(), verb).await
 }
 
 async fn act(catalog: &PgCatalog, verb: Verb) -> Result<ExitCode> {

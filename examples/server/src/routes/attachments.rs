@@ -29,11 +29,13 @@ use crate::app::{App, uncancelled};
 use crate::attachment_store::{self, discard};
 use crate::extract::{Caller, Id, NoQuery, Path, Query, content_length};
 use crate::page::Page;
-use crate::precondition::{Preconditions, etag};
+use crate::precondition::{Preconditions, etag, mismatch};
 
 /// The most attachments of a document: a list of them has one page.
 const MAX_PER_DOCUMENT: i64 = 100;
 const MAX_NAME: usize = 200;
+/// What is read of an upload before it is given to the store, in bytes.
+const PART: usize = 1024 * 1024;
 /// How many parts of an upload may be on their way to the store.
 const PARTS_IN_FLIGHT: usize = 2;
 
@@ -112,6 +114,7 @@ pub(super) async fn upload(
     Caller(cx): Caller,
     Path((document, name)): Path<(Id, String)>,
     Query(NoQuery {}): Query<NoQuery>,
+    preconditions: Preconditions,
     request: Request,
 ) -> Result<Response, Problem> {
     cx.require(Role::Member)?;
@@ -124,7 +127,8 @@ pub(super) async fn upload(
     exists(&mut app.db.read(&cx).await?, *document).await?;
 
     let (store, object) = (app.objects.scope(&cx)?, Uuid::now_v7());
-    let mut writing = WriteMultipart::new(store.put_multipart(&attachment_store::path(object)).await.map_err(into_error)?);
+    let mut writing =
+        WriteMultipart::new_with_chunk_size(store.put_multipart(&attachment_store::path(object)).await.map_err(into_error)?, PART);
     let (mut size, mut hash) = (0, Sha256::new());
     let mut chunks = request.into_body().into_data_stream();
     while let Some(chunk) = chunks.next().await {
@@ -157,7 +161,7 @@ pub(super) async fn upload(
         object,
     };
     let location = format!("/api/v1/documents/{}/attachments/{}", *document, percent_encode(&attachment.name));
-    let (attachment, replaced) = uncancelled(finish(app, cx, *document, attachment, writing, store)).await?;
+    let (attachment, replaced) = uncancelled(finish(app, cx, *document, attachment, preconditions, writing, store)).await?;
     let tag = [(ETAG, etag(&attachment.sha256))];
     let status = if replaced { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, tag, [(axum::http::header::LOCATION, location)], axum::Json(attachment)).into_response())
@@ -175,11 +179,12 @@ async fn finish(
     cx: TenantContext,
     document: Uuid,
     attachment: Attachment,
+    preconditions: Preconditions,
     writing: WriteMultipart,
     store: TenantStore,
 ) -> Result<(Attachment, bool)> {
     writing.finish().await.map_err(into_error)?;
-    match record(&app, &cx, document, &attachment).await {
+    match record(&app, &cx, document, &attachment, &preconditions).await {
         Ok(replaced) => {
             let had = replaced.is_some();
             discard(&store, replaced.into_iter().collect()).await;
@@ -196,17 +201,16 @@ async fn finish(
 }
 
 /// Writes the row; returns the object of the one that it replaces.
-async fn record(app: &App, cx: &TenantContext, document: Uuid, attachment: &Attachment) -> Result<Option<Uuid>> {
+async fn record(
+    app: &App,
+    cx: &TenantContext,
+    document: Uuid,
+    attachment: &Attachment,
+    preconditions: &Preconditions,
+) -> Result<Option<Uuid>> {
     let mut tx = app.db.begin(cx).await?;
     documents::lock(&mut tx, document, &Preconditions::default()).await?;
-    let replaced: Option<Uuid> =
-        sqlx::query_scalar("select object from attachments where tenant_id = $1 and document_id = $2 and name = $3")
-            .bind(cx.tenant_id().as_uuid())
-            .bind(document)
-            .bind(&attachment.name)
-            .fetch_optional(&mut tx)
-            .await
-            .map_err(from_sqlx)?;
+    let replaced = current(&mut tx, document, &attachment.name, preconditions).await?;
     if replaced.is_none() {
         let count: i64 = sqlx::query_scalar("select count(*) from attachments where tenant_id = $1 and document_id = $2")
             .bind(cx.tenant_id().as_uuid())
@@ -244,19 +248,20 @@ pub(super) async fn delete(
     Caller(cx): Caller,
     Path((document, name)): Path<(Id, String)>,
     Query(NoQuery {}): Query<NoQuery>,
+    preconditions: Preconditions,
 ) -> Result<StatusCode, Problem> {
     cx.require(Role::Member)?;
     check_name(&name)?;
     let store = app.objects.scope(&cx)?;
     let mut tx = app.db.begin(&cx).await?;
-    let object: Uuid =
-        sqlx::query_scalar("delete from attachments where tenant_id = $1 and document_id = $2 and name = $3 returning object")
-            .bind(cx.tenant_id().as_uuid())
-            .bind(*document)
-            .bind(&name)
-            .fetch_one(&mut tx)
-            .await
-            .map_err(from_sqlx)?;
+    let object = current(&mut tx, *document, &name, &preconditions).await?.ok_or_else(Error::not_found)?;
+    sqlx::query("delete from attachments where tenant_id = $1 and document_id = $2 and name = $3")
+        .bind(cx.tenant_id().as_uuid())
+        .bind(*document)
+        .bind(&name)
+        .execute(&mut tx)
+        .await
+        .map_err(from_sqlx)?;
     let mut event = AuditEvent::new(cx.principal().actor(), "attachment.delete", format!("{}/{name}", *document));
     event.request_id = Some(cx.request_id());
     tx.audit(event).await?;
@@ -267,6 +272,23 @@ pub(super) async fn delete(
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The object of the attachment, if there is one; its row is locked. Fails if the caller expects another one.
+async fn current(tx: &mut TenantTx, document: Uuid, name: &str, preconditions: &Preconditions) -> Result<Option<Uuid>> {
+    let found: Option<(Uuid, String)> =
+        sqlx::query_as("select object, sha256 from attachments where tenant_id = $1 and document_id = $2 and name = $3 for update")
+            .bind(tx.tenant_id().as_uuid())
+            .bind(document)
+            .bind(name)
+            .fetch_optional(tx)
+            .await
+            .map_err(from_sqlx)?;
+    if preconditions.permit(found.as_ref().map(|(_, sha256)| etag(sha256)).as_deref()) {
+        Ok(found.map(|(object, _)| object))
+    } else {
+        Err(mismatch())
+    }
 }
 
 async fn exists(tx: &mut TenantTx, document: Uuid) -> Result<()> {

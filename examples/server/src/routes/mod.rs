@@ -114,6 +114,7 @@ mod tests {
         let routes = [open_routes(), operator_routes(), tenant_routes()].into_iter().flatten();
         let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
         assert_eq!(documented, routed);
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     }
 
     #[test]
