@@ -81,8 +81,10 @@ impl CatalogCache {
 
     /// Stops to follow, and closes the connections. Nothing is served from the cache from `max_staleness` later on.
     pub(crate) async fn stop(&self) {
-        if let Some(follower) = self.follower.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(follower) = follower {
             follower.abort();
+            let _ = follower.await; // gone before its connections are
         }
         self.control.close().await;
     }

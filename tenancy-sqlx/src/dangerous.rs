@@ -3,7 +3,7 @@
 use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result};
 
 use crate::db::TenantDb;
-use crate::error::from_sqlx;
+use crate::error::{from_sqlx, is_denied};
 use crate::lease::Lease;
 use crate::tx::{ForSystem, SystemTx, Tx};
 
@@ -50,7 +50,7 @@ impl Dangerous {
             .ok_or_else(|| Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: give Options::with_admin_url"))?;
         let become_admin = format!("BEGIN; SET LOCAL ROLE {}", inner.roles.admin());
         let lease = Lease::begin(pool, &become_admin, inner.scrub).await.map_err(|error| {
-            if error.as_database_error().and_then(|db| db.code()).as_deref() != Some("42501") {
+            if !is_denied(&error) {
                 return from_sqlx(error);
             }
             let admin = inner.roles.admin();

@@ -59,6 +59,11 @@ fn classify(sqlstate: Option<&str>) -> (ErrorKind, &'static str) {
     }
 }
 
+/// Whether PostgreSQL refused for want of a privilege.
+pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(db) if db.code().as_deref() == Some("42501"))
+}
+
 /// Whether the connection itself is gone, so that the same statement may work on another one.
 pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
     match error {

@@ -152,7 +152,7 @@ pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> 
     match version {
         Some(version) if version >= needs => {}
         Some(version) => {
-            refuse(Refusal::SchemaVersion, format!("the schema tenancy has version {version} and this kit needs {needs}: migrate first"))
+            refuse(Refusal::SchemaVersion, format!("the schema tenancy has version {version} and this kit needs {needs}: migrate first"));
         }
         None => refuse(Refusal::SchemaVersion, "the schema tenancy is missing: migrate first".to_owned()),
     }

@@ -16,7 +16,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, SqlSafeStr};
 use tenancy_core::{Error, ErrorKind, Result};
 
-use crate::error::from_sqlx;
+use crate::error::{from_sqlx, is_denied};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -187,7 +187,7 @@ impl Schema {
         for (statement, still_open) in REVOKES {
             let statement = statement.replace("{database}", &database);
             match self.conn.execute(AssertSqlSafe(statement.as_str())).await {
-                Err(e) if e.as_database_error().and_then(|db| db.code()).as_deref() != Some("42501") => return Err(from_sqlx(e)),
+                Err(e) if !is_denied(&e) => return Err(from_sqlx(e)),
                 _ => {}
             }
             let open: bool =

@@ -92,14 +92,21 @@ impl Running {
         let (operator_token, new_operator_token) = OperatorToken::from_config(config)?;
         let database = Database::from_config(config).await?;
         let mut notices: Vec<String> = database.notice().into_iter().chain(token_notice).collect();
-        if database.has_admin() {
-            for statement in database.migrate().await? {
-                notices.push(format!("an administrator must still run: {statement}"));
-            }
-        } else {
+        if !database.has_admin() {
             notices.push("the operator API is off: it needs TENANCY_ADMIN_DATABASE_URL".to_owned());
         }
-        let db = database.open(config).await?;
+        let db = match database.open(config).await {
+            // Only where something is missing: the administrative login of a node that serves need not be able to migrate.
+            Err(error) if error.kind() == ErrorKind::Misconfigured && database.has_admin() => {
+                let left = database
+                    .migrate()
+                    .await
+                    .map_err(|why| Error::new(why.kind(), format!("{error}\nMigrating does not help: {why}")).with_source(why))?;
+                notices.extend(left.into_iter().map(|statement| format!("an administrator must still run: {statement}")));
+                database.open(config).await?
+            }
+            opened => opened?,
+        };
         let app = Arc::new(App {
             catalog: db.catalog(),
             db,
