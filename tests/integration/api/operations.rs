@@ -24,7 +24,7 @@ async fn probes_tell_a_database_that_is_away_from_a_process_that_is() {
     let elsewhere = PgConnectOptions::from_str(&app.database.admin_url()).expect("a URL");
     let name = elsewhere.get_database().expect("a database").to_owned();
     let mut server = elsewhere.database("postgres").connect().await.expect("connect");
-    let mut say = async |sql: String| drop(sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut server).await.expect("done"));
+    let mut say = async |sql: String| sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut server).await.map(|_| ()).expect("done");
     let cut = format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
     // Out of connections, which a superuser is not; then gone for everybody.
     say(format!("alter database {name} connection limit 0")).await;
