@@ -46,7 +46,7 @@ fn classify(sqlstate: Option<&str>) -> (ErrorKind, &'static str) {
         "25P01" => (ErrorKind::TransactionAborted, "the transaction was ended by a statement in it"),
         "40001" | "40P01" | "55P03" => (ErrorKind::Retry, "another transaction was in the way: run this one again"),
         "57014" => (ErrorKind::Unavailable, "the statement took too long and was cancelled"),
-        "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "53400" | "25P03" => {
+        "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "53400" | "55000" | "25P03" => {
             (ErrorKind::Unavailable, "the database is away or busy: try again later")
         }
         state if state.starts_with("08") || state.starts_with("53") => {

@@ -4,6 +4,8 @@
 //! the machine does meanwhile hits all of them. A proxy adds a round trip of one millisecond, as between two machines of one data
 //! centre. The ratio is what to read.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;

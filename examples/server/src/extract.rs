@@ -87,8 +87,12 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.eq_ignore_ascii_case("application/json")
 }
 
-/// The value in `bytes`; what is wrong is told with its path.
+/// The value in `bytes`, which must be an object; what is wrong is told with its path.
 pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    // serde would also take an array for a struct: its fields in their order, without their names.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Error::invalid("body", "must be a JSON object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -225,6 +229,7 @@ mod tests {
             let error = parse_json::<Sample>(json).expect_err("refused");
             assert_eq!((error.kind(), error.field()), (ErrorKind::Invalid, Some(field)), "{} {error}", String::from_utf8_lossy(json));
         }
+        assert!(parse_json::<Sample>(br#" ["x", "y"]"#).is_err(), "fields by their place");
         assert!(parse_json::<Sample>("[".repeat(100_000).as_bytes()).is_err());
     }
 

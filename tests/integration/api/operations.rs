@@ -1,11 +1,13 @@
 //! Running it: probes, stopping, the OpenAPI document, and the command line from outside.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::str::FromStr as _;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use harness::actors::{Actor, Ask, OPERATOR_TOKEN, exchange};
 use harness::app::{Folder, TestApp};
 use serde_json::{Value, json};
@@ -29,8 +31,7 @@ async fn probes_tell_a_database_that_is_away_from_a_process_that_is() {
     // Out of connections, which a superuser is not; then gone for everybody.
     say(format!("alter database {name} connection limit 0")).await;
     say(cut.clone()).await;
-    for member in [&acme, &globex] {
-        let reply = member.get("/api/v1/projects").await;
+    for reply in join_all([&acme, &globex].map(|member| member.get("/api/v1/projects").into_future())).await {
         reply.problem("unavailable");
         assert_eq!(reply.header("retry-after"), "1");
         reply.is_silent_about([&name, "tenancy_app", "postgres", &acme.slug, &globex.slug]);
@@ -129,10 +130,15 @@ async fn the_openapi_document_is_the_api() {
 }
 
 /// The program, as freshly built as the tests. Its features are those of the workspace's default members, as in `cargo test`.
-fn program() -> PathBuf {
-    let deps = std::env::current_exe().expect("our own path");
-    let profile = deps.parent().and_then(Path::parent).expect("target/debug");
-    let built = Command::new(env!("CARGO"))
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+    let tests = std::env::current_exe().expect("our own path");
+    let profile = tests.ancestors().nth(2).expect("target/debug/deps/…");
+    let mut cargo = Command::new(env!("CARGO"));
+    // What cargo tells the tests of their own package makes build scripts run again, and all that depends on them.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+        cargo.env_remove(name);
+    }
+    let built = cargo
         .args(["build", "--quiet", "--locked", "--bin", "tenancy-server", "--target-dir"])
         .arg(profile.parent().expect("target"))
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -140,11 +146,11 @@ fn program() -> PathBuf {
         .expect("cargo runs");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     profile.join("tenancy-server")
-}
+});
 
 /// The program in an environment that sets nothing of it.
-fn command(program: &Path, folder: &Folder, args: &[&str]) -> Command {
-    let mut command = Command::new(program);
+fn command(folder: &Folder, args: &[&str]) -> Command {
+    let mut command = Command::new(&*PROGRAM);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TENANCY_") || name == "DATABASE_URL" || name == "RUST_LOG") {
         command.env_remove(name);
     }
@@ -215,9 +221,9 @@ fn wait_for_postgres(folder: &Folder) {
 
 #[tokio::test]
 async fn one_command_serves_and_the_others_work_beside_it() {
-    let (program, folder) = (program(), Folder::new());
-    let verb = |args: &[&str]| run(command(&program, &folder, args));
-    let serve = || Serving::start(command(&program, &folder, &["serve", "--listen", "127.0.0.1:0"]));
+    let folder = Folder::new();
+    let verb = |args: &[&str]| run(command(&folder, args));
+    let serve = || Serving::start(command(&folder, &["serve", "--listen", "127.0.0.1:0"]));
     let mut serving = serve();
     assert!(serving.said.iter().any(|line| line.contains("PostgreSQL")), "it says which database it uses: {:?}", serving.said);
     assert!(!serving.said.join("\n").contains(OPERATOR_TOKEN));
@@ -293,19 +299,18 @@ async fn one_command_serves_and_the_others_work_beside_it() {
 
 #[tokio::test]
 async fn wrong_settings_are_told_with_what_to_set() {
-    let (program, folder) = (program(), Folder::new());
-    let (help, out, _) = run(command(&program, &folder, &["--help"]));
+    let folder = Folder::new();
+    let (help, out, _) = run(command(&folder, &["--help"]));
     assert!(help.status.success());
     for default in ["127.0.0.1:8080", ".tenancy", "65536", "26214400", "30s", "tenancy-server"] {
         assert!(out.contains(&format!("[default: {default}]")), "{default}: {out}");
     }
     assert!(!out.contains(OPERATOR_TOKEN), "--help prints a secret");
-    let set = |name: &str, value: &str| {
-        let mut command = command(&program, &folder, &["serve", "--listen", "127.0.0.1:0"]);
-        command.env(name, value);
-        run(command)
+    let with = |verb: &[&str], name: &str, value: &str| {
+        let mut command = command(&folder, verb);
+        command.env(name, value).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
     };
-    for (name, value, says) in [
+    let cases = [
         ("TENANCY_ADMIN_DATABASE_URL", "postgres://postgres@127.0.0.1:1/x", "set DATABASE_URL too"),
         ("DATABASE_URL", "mysql://u:hunter2@127.0.0.1:1/x", "DATABASE_URL must be postgres://"),
         ("DATABASE_URL", "postgres://tenancy_app:hunter2@127.0.0.1:1/x", "DATABASE_URL"),
@@ -316,16 +321,18 @@ async fn wrong_settings_are_told_with_what_to_set() {
         ("TENANCY_OPERATOR_TOKEN", "hunter2 x", "TENANCY_OPERATOR_TOKEN"),
         ("TENANCY_MAX_BODY", "lots", "max-body"),
         ("TENANCY_REQUEST_TIMEOUT", "soon", "request-timeout"),
-    ] {
-        let (failed, _, err) = set(name, value);
+    ];
+    // All at once, for some of them wait for a database.
+    let doctor = with(&["doctor", "--json"], "DATABASE_URL", "postgres://tenancy_app@127.0.0.1:1/x");
+    for ((name, value, says), child) in cases.map(|case| (case, with(&["serve", "--listen", "127.0.0.1:0"], case.0, case.1))) {
+        let failed = child.wait_with_output().expect("it ends");
+        let err = String::from_utf8_lossy(&failed.stderr);
         assert!(!failed.status.success() && err.contains(says), "{name}={value}: {err}");
         assert!(!err.contains("hunter2") && !err.contains("panicked"), "{name}={value}: {err}");
     }
-    let mut doctor = command(&program, &folder, &["doctor", "--json"]);
-    doctor.env("DATABASE_URL", "postgres://tenancy_app@127.0.0.1:1/x");
-    let (failed, out, _) = run(doctor);
-    let report: Value = serde_json::from_str(&out).expect("JSON");
-    assert!(!failed.status.success() && report["ok"] == false, "{out}");
+    let failed = doctor.wait_with_output().expect("it ends");
+    let report: Value = serde_json::from_slice(&failed.stdout).expect("JSON");
+    assert!(!failed.status.success() && report["ok"] == false, "{report}");
     let database = report["checks"].as_array().expect("checks").iter().find(|check| check["check"] == "database").expect("the database");
     assert_eq!(database["ok"], false);
 }

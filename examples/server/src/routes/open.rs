@@ -26,8 +26,10 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<axum::Json<Val
     if app.is_draining() {
         return Err(Error::new(ErrorKind::Unavailable, "the server is stopping").into());
     }
+    // Whatever is wrong with the database, it is not this process that is broken.
+    let unready = || Error::new(ErrorKind::Unavailable, "the database does not answer");
     let pinged = tokio::time::timeout(READY_LIMIT, app.db.ping()).await;
-    pinged.map_err(|_| Error::new(ErrorKind::Unavailable, "the database does not answer"))??;
+    pinged.map_err(|_| unready())?.map_err(|source| unready().with_source(source))?;
     Ok(axum::Json(json!({ "status": "ready" })))
 }
 
