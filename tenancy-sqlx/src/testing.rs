@@ -18,7 +18,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! All tests of a user share one throw-away [embedded](crate::embedded) server; migrations run once, into a template from which each
+//! All tests of a user share one throw-away [embedded] server; migrations run once, into a template from which each
 //! database is copied. The server is gone two seconds after the last test process. Superusers skip row-level security, so a test that
 //! connects as one proves nothing: [`TestDatabase::open`] connects as `tenancy_app`.
 
