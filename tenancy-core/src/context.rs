@@ -299,3 +299,62 @@ impl JobEnvelope {
         Ok(TenantContext::establish(tenant.into_active()?, principal).with_request_id(self.request_id))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryCatalog;
+    use crate::{NewTenant, TenantChange, TenantStatus};
+
+    async fn acme(catalog: &MemoryCatalog, principal: Principal) -> TenantContext {
+        let tenant = catalog.create(NewTenant::new("acme".parse().expect("slug"), "Acme").active(), &Actor::System).await.expect("create");
+        TenantContext::establish(tenant.into_active().expect("active"), principal)
+    }
+
+    fn ada() -> Subject {
+        "ada".parse().expect("subject")
+    }
+
+    #[tokio::test]
+    async fn a_job_is_established_again_and_a_suspended_tenants_job_is_refused() {
+        let catalog = MemoryCatalog::new();
+        let cx = acme(&catalog, Principal::Member { subject: ada(), role: Role::Admin }).await;
+        let queued = serde_json::to_string(&JobEnvelope::new(&cx, "reindex")).expect("to the queue");
+        let envelope: JobEnvelope = serde_json::from_str(&queued).expect("from the queue");
+        let job = envelope.establish(&catalog).await.expect("active");
+        assert_eq!((job.tenant_id(), job.request_id()), (cx.tenant_id(), cx.request_id()));
+        assert_eq!(job.principal().actor(), Actor::Member(ada()));
+        assert_eq!(job.require(Role::Viewer).expect_err("a job has no role").kind(), ErrorKind::Forbidden);
+
+        let suspend = TenantChange::status(TenantStatus::Suspended);
+        catalog.update(cx.tenant_id(), suspend, None, &Actor::System).await.expect("suspend");
+        assert_eq!(envelope.establish(&catalog).await.expect_err("suspended").kind(), ErrorKind::TenantInactive);
+        assert_eq!(envelope.establish(&MemoryCatalog::new()).await.expect_err("elsewhere").kind(), ErrorKind::TenantNotFound);
+        assert!(serde_json::from_str::<JobEnvelope>(&queued.replace("\"name\"", "\"nome\"")).is_err());
+    }
+
+    #[tokio::test]
+    async fn roles_and_scopes_are_denied_by_default() {
+        let catalog = MemoryCatalog::new();
+        let cx = acme(&catalog, Principal::Member { subject: ada(), role: Role::Member }).await;
+        assert!(cx.require(Role::Viewer).is_ok() && cx.require(Role::Member).is_ok());
+        assert_eq!(cx.require(Role::Admin).expect_err("less").kind(), ErrorKind::Forbidden);
+        assert_eq!(cx.require_scope("notes:read").expect_err("none").kind(), ErrorKind::Forbidden);
+        let id = cx.request_id();
+        let scoped = cx.clone().with_scopes(BTreeSet::from(["notes:read".to_owned()]));
+        assert!(scoped.require_scope("notes:read").is_ok() && scoped.require_scope("notes").is_err());
+        assert_eq!(scoped.request_id(), id, "the same request");
+
+        let tenant = cx.tenant().clone();
+        for principal in [Principal::Service { subject: ada() }, Principal::Operator { subject: ada() }] {
+            assert_eq!(
+                TenantContext::establish(tenant.clone(), principal).require(Role::Viewer).expect_err("no role").kind(),
+                ErrorKind::Forbidden
+            );
+        }
+        let visitor = TenantContext::establish(tenant, Principal::Visitor).with_scopes(BTreeSet::from(["x".to_owned()]));
+        assert_eq!(visitor.require(Role::Viewer).expect_err("nobody").kind(), ErrorKind::Unauthenticated);
+        assert_eq!(visitor.require_scope("x").expect_err("nobody").kind(), ErrorKind::Unauthenticated);
+        assert!(!format!("{visitor:?}").is_empty());
+    }
+}
