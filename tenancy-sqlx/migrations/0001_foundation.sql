@@ -151,3 +151,32 @@ begin
   end loop;
 end $$;
 revoke all on procedure tenancy.protect_table(regclass, name) from public;
+
+-- Tables without a tenant, on purpose: price lists, countries. The checker and the guard accept what is declared, with a reason.
+create table tenancy.global_tables (
+  rel regclass primary key,
+  reason text not null check (char_length(btrim(reason)) between 8 and 1000),
+  declared_by name not null default session_user,
+  declared_at timestamptz not null default clock_timestamp()
+);
+grant select on tenancy.global_tables to public;
+
+-- Declares that a table belongs to no tenant, so that every tenant may read it. Run it as the table's owner, in the migration that makes it.
+create procedure tenancy.declare_global(rel regclass, reason text)
+  language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare kind "char"; fenced boolean;
+begin
+  select c.relkind, exists (select from pg_policy p where p.polrelid = c.oid and p.polname = 'tenancy_fence') into kind, fenced
+    from pg_class c where c.oid = declare_global.rel;
+  if kind not in ('r', 'p', 'm', 'f') then
+    raise exception 'tenancy.declare_global: % is not a table', rel using errcode = '42809';
+  elsif fenced then
+    raise exception 'tenancy.declare_global: % is confined to its tenants', rel using errcode = '55000',
+      hint = 'Take the tenants'' rows out of it first, and drop its policies.';
+  elsif reason is null or char_length(btrim(reason)) not between 8 and 1000 then
+    raise exception 'tenancy.declare_global: say in 8 to 1000 characters why % belongs to no tenant', rel using errcode = '22023';
+  end if;
+  insert into tenancy.global_tables (rel, reason) values (declare_global.rel, btrim(declare_global.reason))
+    on conflict on constraint global_tables_pkey do update set reason = excluded.reason, declared_by = session_user, declared_at = clock_timestamp();
+end $$;
+revoke all on procedure tenancy.declare_global(regclass, text) from public;

@@ -14,6 +14,7 @@ use crate::error::from_sqlx;
 use crate::lease::Lease;
 use crate::preflight;
 use crate::schema::Roles;
+use crate::seal::SealKey;
 use crate::tx::{ForTenant, TenantTx, Tx};
 
 /// How to open a [`TenantDb`].
@@ -26,6 +27,7 @@ pub struct Options {
     acquire_timeout: Duration,
     max_staleness: Duration,
     clock: Arc<dyn Clock>,
+    seal_key: Option<SealKey>,
     scrub: bool,
 }
 
@@ -43,6 +45,7 @@ impl Options {
             acquire_timeout: Duration::from_secs(5),
             max_staleness: Duration::from_millis(900),
             clock: Arc::new(SystemClock),
+            seal_key: None,
             scrub: true,
         })
     }
@@ -90,6 +93,13 @@ impl Options {
     #[must_use]
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
+        self
+    }
+
+    /// The key of a database that was [sealed](crate::Schema::seal): each transaction is bound by a token signed with it.
+    #[must_use]
+    pub fn with_seal_key(mut self, key: SealKey) -> Self {
+        self.seal_key = Some(key);
         self
     }
 
@@ -141,6 +151,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     /// A pooler between us and the server may hand each transaction another server connection, which knows no named statement.
     pub(crate) named_statements: bool,
+    seal_key: Option<SealKey>,
     pub(crate) scrub: bool,
 }
 
@@ -157,10 +168,10 @@ impl TenantDb {
     /// # Security
     /// Upholds I2: no request is served as a role that row-level security does not bind.
     pub async fn open(options: Options) -> Result<Self> {
-        let Options { app, admin, roles, max_connections, acquire_timeout, max_staleness, clock, scrub } = options;
+        let Options { app, admin, roles, max_connections, acquire_timeout, max_staleness, clock, seal_key, scrub } = options;
         let named_statements = !behind_pooler(&app).await?;
         let mut first = app.clone().connect().await.map_err(from_sqlx)?;
-        preflight::check(&mut first, &roles).await?;
+        preflight::check(&mut first, &roles, seal_key.as_ref()).await?;
         let pool = |options: PgConnectOptions, most: u32, wait: Duration| {
             // Without `test_before_acquire`: BEGIN is the test, so a healthy connection costs no extra round trip.
             PgPoolOptions::new().max_connections(most).acquire_timeout(wait).test_before_acquire(false).connect_lazy_with(options)
@@ -174,6 +185,7 @@ impl TenantDb {
             catalog,
             clock,
             named_statements,
+            seal_key,
             scrub,
         })))
     }
@@ -220,8 +232,12 @@ impl TenantDb {
     async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        // The text is ours: a UUID prints as 36 characters of hex and hyphens.
-        let begin = format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'");
+        // The text is ours: a UUID prints as 36 characters of hex and hyphens, a token as hex, hyphens and points.
+        let begin = match &self.0.seal_key {
+            None => format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'"),
+            // RESET ALL: against a search_path, say, that somebody else's SQL left in the session.
+            Some(key) => format!("{begin}; RESET ALL; SELECT tenancy.enter('{}')", key.token(tenant_id)),
+        };
         let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, ForTenant(tenant_id), read_only, self.0.named_statements))
     }

@@ -120,7 +120,11 @@ async fn scrub(mut quarantine: Quarantine) {
 /// Rolls back whatever is open. `false`: the replies are out of step, or a tenant is bound to the session.
 async fn roll_back(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let nonce = rand::random::<u64>().to_string();
-    let sql = format!("ROLLBACK; SELECT '{nonce}' || coalesce(current_setting('tenancy.tenant_id', true), '')");
+    // The sealed mode keeps the tenant in the other setting.
+    let sql = format!(
+        "ROLLBACK; SELECT '{nonce}' || coalesce(current_setting('tenancy.tenant_id', true), '')
+            || coalesce(substring(current_setting('backtrace_functions') from '^tenancy_.*'), '')"
+    );
     let row = conn.fetch_one(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
     Ok(row.try_get::<String, _>(0).is_ok_and(|reply| reply == nonce))
 }

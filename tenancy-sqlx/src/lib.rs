@@ -9,6 +9,7 @@ mod dangerous;
 mod db;
 mod error;
 mod lease;
+mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
@@ -21,4 +22,5 @@ pub use db::{Isolation, Options, TenantDb};
 pub use error::from_sqlx;
 pub use preflight::{Refusal, Refused};
 pub use schema::{Roles, Schema};
+pub use seal::SealKey;
 pub use tx::{Savepoint, SystemTx, TenantTx, Tx};

@@ -5,11 +5,12 @@
 
 use std::fmt;
 
-use sqlx::{PgConnection, Row};
-use tenancy_core::{Error, ErrorKind, Result};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tenancy_core::{Error, ErrorKind, Result, TenantId};
 
 use crate::error::from_sqlx;
 use crate::schema::{Roles, required_version};
+use crate::seal::SealKey;
 
 /// Why a database or login can't be trusted to keep tenants apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,6 +36,8 @@ pub enum Refusal {
     DefaultTenant,
     /// The server can't run the kit's schema.
     ServerVersion,
+    /// The database is sealed and the key is missing or wrong, or there is a key and no seal, or the login can break the seal.
+    Seal,
 }
 
 impl Refusal {
@@ -51,6 +54,7 @@ impl Refusal {
             Self::UnprotectedTable => "unprotected-table",
             Self::DefaultTenant => "default-tenant",
             Self::ServerVersion => "server-version",
+            Self::Seal => "seal",
         }
     }
 }
@@ -84,7 +88,7 @@ const OLDEST_MAJOR: i32 = 14;
 const FIRST_SOUND: [(i32, i32); 5] = [(14, 25), (15, 20), (16, 16), (17, 12), (18, 7)];
 
 /// Rules out every [`Refusal`] for the login of `conn`.
-pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> {
+pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles, seal_key: Option<&SealKey>) -> Result<()> {
     // In one message, as everything that may run behind a pooler and outside of a transaction.
     let facts = sqlx::raw_sql(
         "select current_user::text as login, current_setting('server_version_num')::int as server, r.rolsuper, r.rolbypassrls, r.rolcreaterole, r.rolreplication,
@@ -96,6 +100,7 @@ pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> 
                 union all select 'database ' || quote_ident(d.datname) from pg_database d where d.datname = current_database() and d.datdba = r.oid
             ) o(name) order by 1 limit 5) as owns,
             exists (select from pg_class c where c.relname = 'migrations' and c.relnamespace = (select oid from pg_namespace where nspname = 'tenancy')) as migrated,
+            exists (select from pg_proc p where p.proname = 'enter' and p.pronamespace = (select oid from pg_namespace where nspname = 'tenancy')) as sealed,
             array(select s.setrole::regrole::text || ' in ' || coalesce(d.datname, 'every database')
                     from pg_db_role_setting s left join pg_database d on d.oid = s.setdatabase, unnest(s.setconfig) c
                    where c like 'tenancy.tenant_id=%' and s.setrole in (0, r.oid) and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))) as defaults,
@@ -168,9 +173,54 @@ pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles) -> Result<()> 
             "PostgreSQL {major}.{minor} has known holes in row-level security: upgrade to {major}.{sound} or later in production"
         );
     }
+    match (facts.get::<bool, _>("sealed"), seal_key) {
+        (false, None) => {}
+        (false, Some(_)) => {
+            let text = "there is a seal key and the database is not sealed: Schema::seal it, or open it without Options::with_seal_key";
+            refuse(Refusal::Seal, text.to_owned());
+        }
+        (true, None) => refuse(Refusal::Seal, "the database is sealed: give its key with Options::with_seal_key".to_owned()),
+        (true, Some(key)) => {
+            for text in broken_seal(conn, key, &login).await? {
+                refuse(Refusal::Seal, text);
+            }
+        }
+    }
     if refused.is_empty() {
         return Ok(());
     }
     let refused = Refused(refused);
     Err(Error::new(ErrorKind::Misconfigured, refused.to_string()).with_source(refused))
+}
+
+/// Why the seal does not hold for this key and login.
+async fn broken_seal(conn: &mut PgConnection, key: &SealKey, login: &str) -> Result<Vec<String>> {
+    let mut broken = Vec::new();
+    let enter = format!("select tenancy.enter('{}')", key.token(TenantId::new()));
+    if let Err(error) = sqlx::raw_sql(AssertSqlSafe(enter)).execute(&mut *conn).await {
+        match error.as_database_error().filter(|db| db.code().as_deref() == Some("28000")) {
+            Some(db) if db.message().contains("expired") => {
+                broken.push("the clocks of this machine and the database differ by more than half a minute: set them right".to_owned());
+            }
+            Some(db) => broken.push(format!("the database does not take this seal key ({}): give its own", db.message())),
+            None => return Err(from_sqlx(error)),
+        }
+    }
+    let open = "select has_parameter_privilege('backtrace_functions', 'set'), has_schema_privilege('tenancy_private', 'usage'),
+                       has_function_privilege('pg_stat_get_activity(integer)', 'execute') or has_function_privilege('pg_stat_get_backend_activity(integer)', 'execute')";
+    let open = sqlx::raw_sql(open).fetch_one(&mut *conn).await.map_err(from_sqlx)?;
+    let ways = [
+        ("set the tenant itself", format!("REVOKE SET ON PARAMETER backtrace_functions FROM {login}, PUBLIC")),
+        ("reach the keys", format!("REVOKE USAGE ON SCHEMA tenancy_private FROM {login}, PUBLIC")),
+        (
+            "read other sessions' tokens",
+            format!("REVOKE EXECUTE ON FUNCTION pg_stat_get_activity(integer), pg_stat_get_backend_activity(integer) FROM {login}, PUBLIC"),
+        ),
+    ];
+    for (column, (what, mend)) in ways.into_iter().enumerate() {
+        if open.get(column) {
+            broken.push(format!("the login {login} can {what}: {mend}"));
+        }
+    }
+    Ok(broken)
 }

@@ -6,6 +6,8 @@
 //! | `tenancy_app` | yes | the application's pool: owns nothing, is a member of nothing, may only read and write rows |
 //! | `tenancy_admin` | no | BYPASSRLS; work across tenants, entered for one transaction at a time |
 //!
+//! [Sealing](Schema::seal) adds `tenancy_sealer`, which owns the one function that binds a tenant.
+//!
 //! Roles belong to the whole server: two kits on one server that must not share them use different [prefixes](Roles::new).
 
 use std::str::FromStr;
@@ -17,6 +19,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, SqlSafeStr};
 use tenancy_core::{Error, ErrorKind, Result};
 
 use crate::error::{from_sqlx, is_denied};
+
+mod guard;
+mod seal;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -31,7 +36,7 @@ const GRANTS: &str = "
     grant execute on function pg_catalog.set_config(text, text, boolean) to tenancy_owner, tenancy_admin;";
 
 /// What is taken from everybody, and how to see whether it is still there.
-const REVOKES: [(&str, &str); 4] = [
+const REVOKES: [(&str, &str); 5] = [
     ("revoke create on schema public from public", "has_schema_privilege('public', 'public', 'create')"),
     (
         "revoke temporary, create on database {database} from public",
@@ -46,6 +51,10 @@ const REVOKES: [(&str, &str); 4] = [
     (
         "revoke execute on function pg_catalog.pg_stat_get_activity(integer) from public",
         "has_function_privilege('public', 'pg_catalog.pg_stat_get_activity(integer)', 'execute')",
+    ),
+    (
+        "revoke execute on function pg_catalog.pg_stat_get_backend_activity(integer) from public",
+        "has_function_privilege('public', 'pg_catalog.pg_stat_get_backend_activity(integer)', 'execute')",
     ),
 ];
 
@@ -89,7 +98,12 @@ impl Roles {
         if *self == Self::default() {
             return sql.to_owned();
         }
-        let names = [("tenancy_owner", self.owner()), ("tenancy_app", self.app()), ("tenancy_admin", self.admin())];
+        let names = [
+            ("tenancy_owner", self.owner()),
+            ("tenancy_app", self.app()),
+            ("tenancy_admin", self.admin()),
+            ("tenancy_sealer", format!("{}_sealer", self.prefix)),
+        ];
         names.iter().fold(sql.to_owned(), |sql, (from, to)| sql.replace(from, to))
     }
 }

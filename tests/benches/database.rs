@@ -17,7 +17,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tenancy_core::TenantContext;
 use tenancy_sqlx::testing::TestDatabase;
-use tenancy_sqlx::{Options, TenantDb};
+use tenancy_sqlx::{Options, Roles, Schema, SealKey, TenantDb};
 
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 const TENANTS: usize = 500;
@@ -57,6 +57,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     transactions(&remote, &proxy, &tenants).await?;
     let local = database.open().await?;
     rows(&local, &tenants).await?;
+    sealing().await?;
     Ok(())
 }
 
@@ -175,6 +176,49 @@ async fn rows(db: &TenantDb, tenants: &[TenantContext]) -> Result<(), Box<dyn st
             case.samples.drain(..200);
         }
         print(&format!("{name}: {ROWS_PER_TENANT} rows of each of {TENANTS} tenants; one statement, local socket"), &mut cases, 0);
+    }
+    Ok(())
+}
+
+/// The sealed mode beside the plain one, each on a database of its own with the same rows.
+async fn sealing() -> Result<(), Box<dyn std::error::Error>> {
+    let key = SealKey::new([7; 32]);
+    let mut databases = Vec::new();
+    for sealed in [false, true] {
+        let database = TestDatabase::new().await?;
+        let mut eye = database.superuser().await?;
+        let ddl = "create table items (tenant_id uuid not null, id bigint not null, body text not null, primary key (tenant_id, id))";
+        eye.execute(AssertSqlSafe(format!("set role tenancy_owner; {ddl}; call tenancy.protect_table('items'); reset role"))).await?;
+        let mut options = database.options();
+        let mut remote = Options::new(&proxy(&database.app_url())?)?;
+        if sealed {
+            Schema::connect(&database.admin_url(), Roles::default()).await?.seal(&key).await?;
+            (options, remote) = (options.with_seal_key(key.clone()), remote.with_seal_key(key.clone()));
+        }
+        let (local, remote) = (TenantDb::open(options).await?, TenantDb::open(remote).await?);
+        let cx = database.tenant(&local, "acme").await?;
+        eye.execute("insert into items select t.id, g, md5(g::text) from tenancy.tenants t, generate_series(1, 400) g; analyze items")
+            .await?;
+        databases.push((database, local, remote, cx));
+    }
+    for near in [true, false] {
+        let mut cases = ["plain: begin, query, commit", "sealed: begin, query, commit"].map(Case::new);
+        for round in 0..1_500_i64 {
+            for (case, (_, local, remote, cx)) in cases.iter_mut().zip(&databases) {
+                let db = if near { local } else { remote };
+                timed!(case, {
+                    let mut tx = db.begin(cx).await?;
+                    let query = sqlx::query_scalar::<_, String>("select body from items where tenant_id = $1 and id = $2");
+                    query.bind(cx.tenant_id().as_uuid()).bind(1 + round % 400).fetch_one(&mut tx).await?;
+                    tx.commit().await?;
+                });
+            }
+        }
+        for case in &mut cases {
+            case.samples.drain(..100);
+        }
+        let title = if near { "local socket" } else { "a round trip of 1 ms" };
+        print(&format!("The sealed mode, {title}; ratio to the plain one"), &mut cases, 0);
     }
     Ok(())
 }

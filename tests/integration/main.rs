@@ -5,9 +5,11 @@
 mod api;
 mod cancel;
 mod catalog;
+mod guard;
 mod isolation;
 mod macros;
 mod pooler;
 mod preflight;
 mod schema;
+mod sealed;
 mod tx;
