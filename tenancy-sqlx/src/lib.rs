@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod isolation;
 pub mod preflight;
 pub mod schema;
 pub mod tx;

@@ -2,6 +2,7 @@
 
 pub mod actors;
 pub mod app;
+pub mod defects;
 pub mod pgbouncer;
 
 use std::future::{Future, poll_fn};

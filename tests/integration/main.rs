@@ -5,6 +5,7 @@
 mod api;
 mod cancel;
 mod catalog;
+mod checker;
 mod guard;
 mod isolation;
 mod macros;

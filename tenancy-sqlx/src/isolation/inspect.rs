@@ -1,0 +1,56 @@
+//! Asks the catalogs each rule's question.
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use tenancy_core::Result;
+
+use super::{Finding, RULES, Rule, Severity};
+use crate::error::from_sqlx;
+use crate::schema::Roles;
+
+/// What every rule may select from.
+const FACTS: &str = include_str!("facts.sql");
+
+/// All findings for the application's role `app`, worst first. Reads the catalogs only, in one read-only transaction, and needs no
+/// privilege: what a login may not see of a catalog is asked through PostgreSQL's own functions.
+///
+/// # Errors
+/// [`Unavailable`](tenancy_core::ErrorKind::Unavailable), [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if the schema `tenancy` is missing.
+///
+/// # Cancel safety
+/// The connection may be left inside a read-only transaction: drop it.
+pub async fn inspect(conn: &mut PgConnection, roles: &Roles, app: &str) -> Result<Vec<Finding>> {
+    inspect_from(conn, roles, app, Severity::Info).await
+}
+
+/// The findings of rules that are at least as severe.
+pub(crate) async fn inspect_from(conn: &mut PgConnection, roles: &Roles, app: &str, least: Severity) -> Result<Vec<Finding>> {
+    let mut tx = conn.begin().await.map_err(from_sqlx)?;
+    // Expressions print with their schemas, whatever search_path the login has.
+    tx.execute("set transaction isolation level repeatable read, read only; set local search_path = pg_catalog")
+        .await
+        .map_err(from_sqlx)?;
+    let mut findings = Vec::new();
+    for rule in RULES.iter().flat_map(|theme| theme.iter()).filter(|rule| rule.severity >= least) {
+        findings.extend(ask(&mut tx, rule, roles, app).await?);
+    }
+    tx.rollback().await.map_err(from_sqlx)?;
+    findings.sort_by(|a, b| (b.severity, a.rule, &a.schema, &a.object).cmp(&(a.severity, b.rule, &b.schema, &b.object)));
+    Ok(findings)
+}
+
+async fn ask(conn: &mut PgConnection, rule: &Rule, roles: &Roles, app: &str) -> Result<Vec<Finding>> {
+    let sql = format!("{FACTS}\n{}", rule.sql);
+    let rows = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(app).bind(roles.owner()).bind(roles.admin()).fetch_all(conn).await;
+    let found = |row: sqlx::postgres::PgRow| {
+        Ok(Finding {
+            rule: rule.id,
+            severity: rule.severity,
+            schema: row.try_get("schema")?,
+            object: row.try_get("object")?,
+            explanation: row.try_get("explanation")?,
+            mend: row.try_get("mend")?,
+            demonstrate: row.try_get("demonstrate")?,
+        })
+    };
+    rows.and_then(|rows| rows.into_iter().map(found).collect()).map_err(from_sqlx)
+}
