@@ -1,6 +1,6 @@
-//! Isolation, proven: every way that a schema, role, function or pool can leak is found by rule, and attempted for real.
+//! Isolation, proven: every way that a schema, role, function or pool can leak is found by rule.
 //!
-//! [`inspect`] reads the catalogs and returns [`Finding`]s. [`probe`] acts: as the application's role it tries to cross.
+//! [`inspect`] reads the catalogs and returns [`Finding`]s.
 
 use std::fmt;
 
