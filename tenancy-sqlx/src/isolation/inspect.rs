@@ -29,8 +29,11 @@ pub(crate) async fn inspect_from(conn: &mut PgConnection, roles: &Roles, app: &s
     tx.execute("set transaction isolation level repeatable read, read only; set local search_path = pg_catalog")
         .await
         .map_err(from_sqlx)?;
+    let server = sqlx::query_scalar("select current_setting('server_version_num')::int / 10000").fetch_one(&mut *tx).await;
+    let server: i32 = server.map_err(from_sqlx)?;
     let mut findings = Vec::new();
-    for rule in RULES.iter().flat_map(|theme| theme.iter()).filter(|rule| rule.severity >= least) {
+    let asked = |rule: &&Rule| rule.severity >= least && i64::from(rule.since) <= i64::from(server);
+    for rule in RULES.iter().flat_map(|theme| theme.iter()).filter(asked) {
         findings.extend(ask(&mut tx, rule, roles, app).await?);
     }
     tx.rollback().await.map_err(from_sqlx)?;
