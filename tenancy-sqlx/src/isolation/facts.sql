@@ -25,7 +25,7 @@ tables as materialized (
   select c.oid, n.nspname as schema, c.relname as name, format('%I.%I', n.nspname, c.relname) as sql, c.relkind, c.relowner, c.relacl, c.relrowsecurity as rls,
          c.relforcerowsecurity as forced, c.relispartition, g.rel is not null as is_global,
          coalesce(fenced.attname, named.attname) as tenant_column, coalesce(fenced.attnum, named.attnum) as tenant_num,
-         format('(%I = ( SELECT tenancy.current_tenant() AS current_tenant))', coalesce(fenced.attname, named.attname)) as canonical,
+         '(' || quote_ident(coalesce(fenced.attname, named.attname)) || ' = ( SELECT tenancy.current_tenant() AS current_tenant))' as canonical,
          -- Whether the application can do anything with it.
          exists (select from app_roles r where has_table_privilege(r.oid, c.oid, 'select, insert, update, delete, truncate')
                  or has_any_column_privilege(r.oid, c.oid, 'select, insert, update')) as reached

@@ -1,7 +1,7 @@
 //! Asks the catalogs each rule's question.
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
-use tenancy_core::Result;
+use tenancy_core::{Error, ErrorKind, Result};
 
 use super::{Finding, RULES, Rule, Severity};
 use crate::error::from_sqlx;
@@ -29,8 +29,12 @@ pub(crate) async fn inspect_from(conn: &mut PgConnection, roles: &Roles, app: &s
     tx.execute("set transaction isolation level repeatable read, read only; set local search_path = pg_catalog")
         .await
         .map_err(from_sqlx)?;
-    let server = sqlx::query_scalar("select current_setting('server_version_num')::int / 10000").fetch_one(&mut *tx).await;
-    let server: i32 = server.map_err(from_sqlx)?;
+    let server = "select current_setting('server_version_num')::int / 10000, to_regclass('tenancy.global_tables') is not null";
+    let (server, migrated): (i32, bool) = sqlx::query_as(server).persistent(false).fetch_one(&mut *tx).await.map_err(from_sqlx)?;
+    if !migrated {
+        let message = "this database has no schema tenancy, or that of an older version: migrate it first";
+        return Err(Error::new(ErrorKind::Misconfigured, message));
+    }
     let mut findings = Vec::new();
     let asked = |rule: &&Rule| rule.severity >= least && i64::from(rule.since) <= i64::from(server);
     for rule in RULES.iter().flat_map(|theme| theme.iter()).filter(asked) {
@@ -55,5 +59,8 @@ async fn ask(conn: &mut PgConnection, rule: &Rule, roles: &Roles, app: &str) -> 
             demonstrate: row.try_get("demonstrate")?,
         })
     };
-    rows.and_then(|rows| rows.into_iter().map(found).collect()).map_err(from_sqlx)
+    rows.and_then(|rows| rows.into_iter().map(found).collect()).map_err(|error| {
+        let error = from_sqlx(error);
+        Error::new(error.kind(), format!("the rule {} could not be asked", rule.id)).with_source(error)
+    })
 }

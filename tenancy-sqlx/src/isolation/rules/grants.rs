@@ -142,7 +142,7 @@ pub(super) const RULES: &[Rule] = &[
             format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC; -- and from the roles named', p.oid::regprocedure) as mend,
             format('SELECT has_function_privilege(%L, %L, ''execute'');', min(r.rolname), p.oid::regprocedure) as demonstrate
        from app_roles r, pg_proc p join pg_namespace n on n.oid = p.pronamespace
-      where p.proname in ('pg_read_file', 'pg_read_binary_file', 'pg_ls_dir', 'pg_stat_file', 'lo_import', 'lo_export', 'pg_file_write', 'pg_file_read', 'pg_read_file_old', 'pg_current_logfile', 'pg_ls_waldir', 'pg_ls_logdir')
+      where p.proname in ('pg_read_file', 'pg_read_binary_file', 'pg_ls_dir', 'pg_stat_file', 'lo_import', 'lo_export', 'pg_file_write', 'pg_file_read', 'pg_current_logfile', 'pg_ls_waldir', 'pg_ls_logdir')
         and not r.rolsuper and has_function_privilege(r.oid, p.oid, 'execute') group by n.nspname, p.oid",
     ),
     rule(

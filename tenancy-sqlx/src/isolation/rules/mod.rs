@@ -38,13 +38,5 @@ impl Rule {
 }
 
 /// All rules, by theme.
-pub const RULES: &[&[Rule]] = &[
-    policies::RULES,
-    tenant_function::RULES,
-    columns::RULES,
-    keys::RULES,
-    roles::RULES,
-    grants::RULES,
-    objects::RULES,
-    server::RULES,
-];
+pub const RULES: &[&[Rule]] =
+    &[policies::RULES, tenant_function::RULES, columns::RULES, keys::RULES, roles::RULES, grants::RULES, objects::RULES, server::RULES];
