@@ -10,6 +10,7 @@ mod inspect;
 mod rules;
 
 pub use inspect::inspect;
+pub(crate) use inspect::inspect_by;
 pub use rules::{RULES, Rule};
 
 /// How much a finding matters.

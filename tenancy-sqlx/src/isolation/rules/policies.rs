@@ -113,7 +113,7 @@ pub(super) const RULES: &[Rule] = &[
         "select p.schema, p.name as object,
             format('the %s reads a setting itself (%s): the kit never binds it, and SET by anybody it survives its transaction', p.what, coalesce(p.qual, p.checked)) as explanation,
             format('DROP POLICY %I ON %s; CALL tenancy.protect_table(%2$L, %L);', p.polname, p.sql, p.tenant_column) as mend,
-            format('SELECT pg_get_expr(polqual, polrelid) FROM pg_policy WHERE oid = %s;', p.oid) as demonstrate
+            format('SELECT pg_get_expr(polqual, polrelid) FROM pg_policy WHERE polrelid = %L::regclass AND polname = %L;', p.sql, p.polname) as demonstrate
        from deciding p where p.permissive and coalesce(p.qual, '') || coalesce(p.checked, '') ~ 'current_setting\\('",
     ),
     rule(
@@ -212,7 +212,7 @@ pub(super) const RULES: &[Rule] = &[
         "select p.schema, p.name as object,
             format('the %s reads %s: what that table holds, and who may write it, decides what a tenant sees', p.what, string_agg(distinct d.refobjid::regclass::text, ', ')) as explanation,
             format('DROP POLICY %I ON %s; CALL tenancy.protect_table(%2$L, %L);', p.polname, p.sql, p.tenant_column) as mend,
-            format('SELECT pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) FROM pg_policy WHERE oid = %s;', p.oid) as demonstrate
+            format('SELECT pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) FROM pg_policy WHERE polrelid = %L::regclass AND polname = %L;', p.sql, p.polname) as demonstrate
        from policies p join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid and d.refclassid = 'pg_class'::regclass and d.refobjid <> p.polrelid
       where p.for_app and p.permissive group by p.oid, p.what, p.schema, p.name, p.sql, p.polname, p.tenant_column",
     ),
