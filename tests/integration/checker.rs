@@ -8,9 +8,9 @@ use harness::MIGRATIONS;
 use harness::defects::{self, Defect, PROVEN_OTHERWISE};
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Executor};
-use tenancy_sqlx::Roles;
 use tenancy_sqlx::isolation::{Finding, RULES, Rule, inspect};
 use tenancy_sqlx::testing::TestDatabase;
+use tenancy_sqlx::{Roles, Schema, SealKey};
 
 async fn findings(database: &TestDatabase, app: &str) -> Vec<Finding> {
     let mut eye = database.superuser().await.expect("superuser");
@@ -36,6 +36,22 @@ async fn a_clean_schema_has_no_finding() {
 #[tokio::test]
 async fn the_servers_schema_has_no_finding() {
     nothing_is_found(&tenancy_server::MIGRATIONS).await;
+}
+
+/// The kit's own additions don't trip its own checker.
+#[tokio::test]
+async fn a_sealed_and_guarded_schema_has_no_finding() {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let mut schema = Schema::connect(&database.admin_url(), Roles::default()).await.expect("connect");
+    let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int")
+        .fetch_one(&mut database.superuser().await.expect("superuser"))
+        .await
+        .expect("version");
+    if version >= 150_000 {
+        schema.seal(&SealKey::new([7; 32])).await.expect("seal");
+    }
+    schema.install_guard().await.expect("guard");
+    assert_eq!(findings(&database, "tenancy_app").await, []);
 }
 
 /// What is found where `defect` was made.
