@@ -133,7 +133,7 @@ pub(super) const RULES: &[Rule] = &[
         "a policy that decides shows rows without a tenant to all",
         "select p.schema, p.name as object,
             format('the %s shows rows whose %I is NULL to every tenant (%s); with the same WITH CHECK every tenant writes and changes them', p.what, p.tenant_column, coalesce(p.qual, p.checked)) as explanation,
-            format('DROP POLICY %I ON %s; CALL tenancy.protect_table(%2$L, %L); -- what belongs to all: a table of its own, declared global', p.polname, p.sql, p.tenant_column) as mend,
+            format('ALTER TABLE %2$s ALTER %3$I SET NOT NULL; DROP POLICY %1$I ON %2$s; CALL tenancy.protect_table(%2$L, %3$L); -- what belongs to all: a table of its own, declared global', p.polname, p.sql, p.tenant_column) as mend,
             format('BEGIN; SET LOCAL ROLE %I; SELECT * FROM %s WHERE %I IS NULL; ROLLBACK;', given.app, p.sql, p.tenant_column) as demonstrate
        from given, deciding p where p.permissive and position(format('(%I IS NULL)', p.tenant_column) in coalesce(p.qual, '') || coalesce(p.checked, '')) > 0",
     ),
