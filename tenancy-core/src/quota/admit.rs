@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Denial, Node, Priority, Slot};
+use super::{Denial, Priority};
 use crate::context::TenantContext;
 
 /// What a request asks for.
@@ -71,13 +71,17 @@ impl<T: Admit + ?Sized> Admit for Arc<T> {
     }
 }
 
+/// Where something was admitted.
+pub trait Place: Send + Sync + 'static {
+    /// Ends what was admitted.
+    fn release(&self);
+}
+
 /// A tenant's place, given back when dropped: keep it until the response's body has ended.
 #[must_use = "dropping it ends what was admitted"]
 pub struct Admitted {
-    slot: Arc<Slot>,
-    node: Arc<Node>,
-    /// Of the period's units, as of the last time that the store was asked: limit, seconds until it ends, what is left.
-    pub standing: Option<Standing>,
+    place: Arc<dyn Place>,
+    standing: Option<Standing>,
 }
 
 /// How a tenant stands with its counter.
@@ -104,15 +108,20 @@ impl Standing {
 }
 
 impl Admitted {
-    /// For what `slot` has [admitted](Slot::admit) on `node`.
-    pub fn new(slot: Arc<Slot>, node: Arc<Node>, standing: Option<Standing>) -> Self {
-        Self { slot, node, standing }
+    /// For what was admitted at `place`.
+    pub fn new(place: Arc<dyn Place>, standing: Option<Standing>) -> Self {
+        Self { place, standing }
+    }
+
+    /// How the tenant stood then, if that is known.
+    pub fn standing(&self) -> Option<Standing> {
+        self.standing
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.slot.release(&self.node);
+        self.place.release();
     }
 }
 

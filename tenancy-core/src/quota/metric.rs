@@ -1,8 +1,11 @@
 //! What is measured.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
+
+use crate::error::{Error, Result};
 
 /// How a metric is measured, and so how its quota is enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -16,6 +19,29 @@ pub enum MetricKind {
     Rate,
     /// Work in progress at once, per node.
     Concurrency,
+}
+
+impl MetricKind {
+    /// The lower-case name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gauge => "gauge",
+            Self::Counter => "counter",
+            Self::Rate => "rate",
+            Self::Concurrency => "concurrency",
+        }
+    }
+}
+
+impl FromStr for MetricKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Gauge, Self::Counter, Self::Rate, Self::Concurrency]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| Error::invalid("kind", "must be gauge, counter, rate or concurrency"))
+    }
 }
 
 /// Something that a quota can limit. The set is open: a host declares its own as constants.
@@ -112,7 +138,7 @@ impl fmt::Display for Metric {
 }
 
 impl Serialize for Metric {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name)
     }
 }

@@ -21,7 +21,7 @@ mod rate;
 mod slot;
 mod window;
 
-pub use admit::{Admit, Admitted, Ask, Standing};
+pub use admit::{Admit, Admitted, Ask, Place, Standing};
 pub use decision::{Denial, Reason};
 pub use metric::{Metric, MetricKind};
 pub use plan::{Plan, Plans};

@@ -59,6 +59,19 @@ pub struct Period {
     pub end: Option<DateTime<Utc>>,
 }
 
+impl Period {
+    /// What will have been used at the end, if it goes on as until `now`; `None` for a lifetime, and before a hundredth of the period.
+    pub fn forecast(&self, used: u64, now: DateTime<Utc>) -> Option<u64> {
+        let whole = (self.end? - self.start).num_milliseconds();
+        let gone = (now - self.start).num_milliseconds();
+        if gone <= 0 || gone > whole || gone.saturating_mul(100) < whole {
+            return None;
+        }
+        let forecast = i128::from(used) * i128::from(whole) / i128::from(gone);
+        Some(u64::try_from(forecast).unwrap_or(u64::MAX))
+    }
+}
+
 impl Window {
     /// Calendar months of UTC.
     pub const MONTH: Self = Self::Month { day: 1, zone: Tz::UTC };
@@ -254,6 +267,14 @@ mod tests {
                 now = end;
             }
         }
+    }
+
+    #[test]
+    fn a_forecast_goes_on_as_before_and_waits_until_there_is_something_to_go_by() {
+        let period = Window::DAY.period(at("2026-11-26T06:00:00Z"));
+        assert_eq!(period.forecast(25, at("2026-11-26T06:00:00Z")), Some(100));
+        assert_eq!(period.forecast(25, at("2026-11-26T00:14:00Z")), None);
+        assert_eq!(Window::Lifetime.period(at("2026-11-26T06:00:00Z")).forecast(25, at("2026-11-26T06:00:00Z")), None);
     }
 
     #[test]
