@@ -2,9 +2,11 @@
 
 use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
 use tenancy_core::{Error, ErrorKind, Result};
 #[cfg(unix)]
 use tenancy_sqlx::embedded;
+use tenancy_sqlx::isolation::{Finding, inspect};
 use tenancy_sqlx::{Options, Refusal, Refused, Roles, Schema, TenantDb, from_sqlx};
 
 use crate::config::{Config, given};
@@ -138,6 +140,29 @@ impl Database {
             return Err(Error::new(ErrorKind::Misconfigured, why));
         }
         Ok(db)
+    }
+
+    /// What the checker finds, about the role `app`. It asks as the administrator if there is one, and works on a database that can't be opened
+    /// for serving.
+    ///
+    /// # Errors
+    /// Those of [`inspect`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn inspect(&self, app: &str) -> Result<Vec<Finding>> {
+        let (variable, url) = match &self.admin_url {
+            Some(url) => ("TENANCY_ADMIN_DATABASE_URL", url),
+            None => ("DATABASE_URL", &self.app_url),
+        };
+        let mut conn = sqlx::PgConnection::connect(url).await.map_err(|e| about(variable, from_sqlx(e)))?;
+        inspect(&mut conn, &Roles::default(), app).await.map_err(|e| about(variable, e))
+    }
+
+    /// The user of `DATABASE_URL`, if it has one.
+    pub(crate) fn login(&self) -> Option<String> {
+        let options: PgConnectOptions = self.app_url.parse().ok()?;
+        Some(options.get_username().to_owned())
     }
 
     /// The newest migration of the domain that the database has.

@@ -1,7 +1,7 @@
 //! Asks the catalogs each rule's question.
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
-use tenancy_core::Result;
+use tenancy_core::{Error, ErrorKind, Result};
 
 use super::{Finding, RULES, Rule, Severity};
 use crate::error::from_sqlx;
@@ -14,7 +14,8 @@ const FACTS: &str = include_str!("facts.sql");
 /// privilege: what a login may not see of a catalog is asked through PostgreSQL's own functions.
 ///
 /// # Errors
-/// [`Unavailable`](tenancy_core::ErrorKind::Unavailable), [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if the schema `tenancy` is missing.
+/// [`Unavailable`](tenancy_core::ErrorKind::Unavailable), [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if the schema `tenancy` is missing, if this
+/// login may not use it, or if there is no role `app`.
 ///
 /// # Cancel safety
 /// The connection may be left inside a read-only transaction: drop it.
@@ -29,6 +30,7 @@ pub(crate) async fn inspect_from(conn: &mut PgConnection, roles: &Roles, app: &s
     tx.execute("set transaction isolation level repeatable read, read only; set local search_path = pg_catalog")
         .await
         .map_err(from_sqlx)?;
+    check(&mut tx, app).await?;
     let mut findings = Vec::new();
     for rule in RULES.iter().flat_map(|theme| theme.iter()).filter(|rule| rule.severity >= least) {
         findings.extend(ask(&mut tx, rule, roles, app).await?);
@@ -36,6 +38,27 @@ pub(crate) async fn inspect_from(conn: &mut PgConnection, roles: &Roles, app: &s
     tx.rollback().await.map_err(from_sqlx)?;
     findings.sort_by(|a, b| (b.severity, a.rule, &a.schema, &a.object).cmp(&(a.severity, b.rule, &b.schema, &b.object)));
     Ok(findings)
+}
+
+/// Rules out what makes the rules' questions fail, or find nothing and seem answered.
+async fn check(conn: &mut PgConnection, app: &str) -> Result<()> {
+    let (migrated, usable, exists): (bool, bool, bool) = sqlx::query_as(
+        "select c.oid is not null, coalesce(has_schema_privilege(n.oid, 'usage'), false), exists (select from pg_roles where rolname = $1)
+           from (select) one left join pg_namespace n on n.nspname = 'tenancy'
+           left join pg_class c on c.relnamespace = n.oid and c.relname = 'global_tables'",
+    )
+    .persistent(false)
+    .bind(app)
+    .fetch_one(conn)
+    .await
+    .map_err(from_sqlx)?;
+    let why = match (migrated, usable, exists) {
+        (true, true, true) => return Ok(()),
+        (false, ..) => "this database has no schema tenancy, or one of an older kit: migrate first".to_owned(),
+        (_, false, _) => "this login may not use the schema tenancy: inspect as the application's role, or as an administrator".to_owned(),
+        (.., false) => format!("there is no role {app:?}: name the one that the application logs in as"),
+    };
+    Err(Error::new(ErrorKind::Misconfigured, why))
 }
 
 async fn ask(conn: &mut PgConnection, rule: &Rule, roles: &Roles, app: &str) -> Result<Vec<Finding>> {

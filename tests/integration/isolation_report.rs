@@ -1,0 +1,196 @@
+//! The report, from outside: the command line on databases that are sound, broken and strange, and the assertion for a host's suite.
+
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
+use harness::app::Folder;
+use harness::program::{command, run};
+use harness::{Kit, MIGRATIONS};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor as _};
+use tenancy_sqlx::TenantDb;
+use tenancy_sqlx::isolation::AllowList;
+use tenancy_sqlx::testing::{TestDatabase, assert_isolated, assert_isolated_except};
+
+const RLS_OFF: &str = "alter table notes disable row level security";
+
+/// A database, and the command line on it.
+struct Checked {
+    database: TestDatabase,
+    folder: Folder,
+}
+
+impl Checked {
+    async fn new() -> Self {
+        Self { database: TestDatabase::with_migrations(&MIGRATIONS).await.expect("a database"), folder: Folder::new() }
+    }
+
+    async fn execute(&self, sql: &str) {
+        self.database.superuser().await.expect("superuser").execute(AssertSqlSafe(sql)).await.expect("done");
+    }
+
+    /// The exit code of `isolation check`, and what it printed.
+    fn check(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        self.check_as(Some(&self.database.admin_url()), args)
+    }
+
+    fn check_as(&self, admin_url: Option<&str>, args: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = command(&self.folder, &[&["isolation", "check"], args].concat());
+        command.env("DATABASE_URL", self.database.app_url());
+        if let Some(url) = admin_url {
+            command.env("TENANCY_ADMIN_DATABASE_URL", url);
+        }
+        let (output, out, err) = run(command);
+        (output.status.code(), out, err)
+    }
+
+    fn allow(&self, until: &str) {
+        let entry = json!({ "rule": "rls-off", "object": "public.notes", "reason": "the import runs as nobody else", "until": until });
+        std::fs::write(self.folder.0.join("allow.json"), json!({ "allow": [entry] }).to_string()).expect("written");
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect(text)
+}
+
+fn rules(report: &Value) -> Vec<&str> {
+    report["findings"].as_array().expect("findings").iter().filter_map(|finding| finding["rule"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn the_command_line_tells_what_it_found_and_fails_by_it() {
+    let db = Checked::new().await;
+    let nothing = json!({ "findings": [], "allowed": [] });
+    let (code, out, err) = db.check(&["--json"]);
+    assert_eq!((code, json(&out), err.as_str()), (Some(0), nothing.clone(), ""));
+    let (code, out, err) = db.check_as(None, &["--json"]);
+    assert_eq!((code, json(&out), err.as_str()), (Some(0), nothing, ""), "as the application's role");
+    assert_eq!(db.check(&[]).1, "0 findings; 0 allowed");
+
+    // `open` refuses this one.
+    db.execute(RLS_OFF).await;
+    TenantDb::open(db.database.options()).await.expect_err("unprotected");
+    for admin_url in [Some(db.database.admin_url()), None] {
+        let (code, out, err) = db.check_as(admin_url.as_deref(), &["--json"]);
+        let report = json(&out);
+        assert_eq!((code, rules(&report), err.as_str()), (Some(2), vec!["rls-off"], ""));
+        assert_eq!((&report["findings"][0]["schema"], &report["findings"][0]["object"]), (&json!("public"), &json!("notes")));
+    }
+    let (code, out, _) = db.check(&[]);
+    assert!(code == Some(2) && out.starts_with("critical  rls-off  public.notes\n") && out.ends_with("1 finding: 1 critical; 0 allowed"), "{out}");
+
+    let (code, out, _) = db.check(&["--sarif"]);
+    let sarif = json(&out);
+    let run = &sarif["runs"][0];
+    assert_eq!((code, &sarif["version"]), (Some(2), &json!("2.1.0")));
+    assert_eq!((&run["tool"]["driver"]["rules"][0]["id"], &run["results"][0]["ruleId"]), (&json!("rls-off"), &json!("rls-off")));
+    assert_eq!((&run["results"][0]["level"], &run["results"][0]["suppressions"]), (&json!("error"), &json!([])));
+    if let Some(path) = std::env::var_os("TENANCY_TEST_SARIF") { std::fs::write(path, &out).expect("written"); }
+
+    // The mend mends.
+    let mend = json(&db.check(&["--json"]).1)["findings"][0]["mend"].as_str().expect("SQL").to_owned();
+    db.execute(&mend).await;
+    assert_eq!(db.check(&[]).0, Some(0));
+}
+
+#[tokio::test]
+async fn what_is_allowed_does_not_fail_until_its_last_day_is_over() {
+    let db = Checked::new().await;
+    db.execute(RLS_OFF).await;
+    db.allow("9999-12-31");
+    let (code, out, _) = db.check(&["--json", "--allow", "allow.json"]);
+    let report = json(&out);
+    assert_eq!((code, &report["findings"]), (Some(0), &json!([])));
+    let allowed = &report["allowed"][0];
+    assert_eq!((&allowed["rule"], &allowed["until"]), (&json!("rls-off"), &json!("9999-12-31")));
+    assert_eq!(allowed["reason"], "the import runs as nobody else");
+    let (code, out, _) = db.check(&["--sarif", "--allow", "allow.json"]);
+    assert_eq!((code, &json(&out)["runs"][0]["results"][0]["suppressions"][0]["status"]), (Some(0), &json!("accepted")));
+
+    db.allow("2020-12-31");
+    let (code, out, _) = db.check(&["--json", "--allow", "allow.json"]);
+    assert_eq!((code, rules(&json(&out))), (Some(2), vec!["rls-off", "allow-expired"]));
+
+    // Mended, the living entry is idle, which is no failure; the expired one is.
+    db.execute("call tenancy.protect_table('notes')").await;
+    assert_eq!(db.check(&["--allow", "allow.json"]).0, Some(2));
+    assert_eq!(db.check(&["--allow", "allow.json", "--fail-on", "high"]).0, Some(0));
+    db.allow("9999-12-31");
+    let (code, out, _) = db.check(&["--json", "--allow", "allow.json"]);
+    assert_eq!((code, rules(&json(&out))), (Some(0), vec!["allow-unused"]));
+    assert_eq!(db.check(&["--allow", "allow.json", "--fail-on", "info"]).0, Some(2));
+}
+
+#[tokio::test]
+async fn the_role_that_is_judged_can_be_named() {
+    let db = Checked::new().await;
+    let (code, out, err) = db.check(&["--json", "--app-role", "postgres"]);
+    let report = json(&out);
+    assert!(code == Some(2) && rules(&report).contains(&"app-superuser") && err.is_empty(), "{out} {err}");
+
+    // Somebody who serves as a superuser is told that this role was not judged.
+    let mut command = command(&db.folder, &["isolation", "check", "--json"]);
+    command.env("DATABASE_URL", db.database.admin_url());
+    let (output, out, err) = run(command);
+    assert_eq!((output.status.code(), rules(&json(&out)).len()), (Some(0), 0));
+    assert!(err.contains("--app-role postgres"), "{err}");
+}
+
+#[tokio::test]
+async fn what_could_not_be_checked_is_neither_good_nor_bad() {
+    let db = Checked::new().await;
+    std::fs::write(db.folder.0.join("wrong.json"), r#"{"allow":[{"rule":"rls-of"}]}"#).expect("written");
+    for (args, says) in [
+        (&["--app-role", "nobody"][..], "there is no role \"nobody\""),
+        (&["--allow", "absent.json"], "--allow absent.json: can't be read"),
+        (&["--allow", "wrong.json"], "--allow wrong.json: the allow-list is not valid"),
+        (&["--fail-on", "sever"], "info, warning, high or critical"),
+        (&["--json", "--sarif"], "cannot be used with"),
+    ] {
+        let (code, out, err) = db.check(args);
+        assert!(code == Some(1) && out.is_empty() && err.contains(says), "{args:?}: {code:?} {out} {err}");
+    }
+    let (code, out, err) = db.check_as(Some("postgres://postgres@127.0.0.1:1/x"), &["--json"]);
+    assert!(code == Some(1) && out.is_empty() && err.contains("TENANCY_ADMIN_DATABASE_URL"), "{code:?} {out} {err}");
+
+    db.execute("revoke usage on schema tenancy from public, tenancy_app").await;
+    let (code, out, err) = db.check_as(None, &["--json"]);
+    assert!(code == Some(1) && out.is_empty() && err.contains("may not use the schema tenancy"), "{code:?} {out} {err}");
+    assert_eq!(db.check(&[]).0, Some(0), "an administrator may");
+
+    db.execute("drop schema tenancy cascade").await;
+    for admin_url in [Some(db.database.admin_url()), None] {
+        let (code, out, err) = db.check_as(admin_url.as_deref(), &["--json"]);
+        assert!(code == Some(1) && out.is_empty() && err.contains("no schema tenancy") && err.contains("migrate"), "{code:?} {out} {err}");
+    }
+}
+
+#[tokio::test]
+async fn one_line_in_a_hosts_suite_fails_it_when_tenants_are_not_apart() {
+    let kit = Kit::new().await;
+    let fails = async |allow: &AllowList| {
+        let done = AssertUnwindSafe(assert_isolated_except(&kit.db, allow)).catch_unwind().await;
+        done.err().map(|panic| *panic.downcast::<String>().expect("a message"))
+    };
+    assert_isolated(&kit.db).await;
+    let without_admin = tenancy_sqlx::Options::new(&kit.database.app_url()).expect("a URL");
+    let without_admin = TenantDb::open(without_admin).await.expect("open");
+    assert_isolated(&without_admin).await;
+
+    kit.superuser().await.execute(RLS_OFF).await.expect("broken");
+    let message = fails(&AllowList::default()).await.expect("it panics");
+    assert!(message.contains("critical  rls-off  public.notes") && message.contains("CALL tenancy.protect_table"), "{message}");
+    assert_eq!(without_admin.inspect().await.expect("inspected"), kit.db.inspect().await.expect("inspected"));
+    let plain = AssertUnwindSafe(assert_isolated(&kit.db)).catch_unwind().await;
+    assert!(plain.is_err());
+
+    let allow = |until: &str| {
+        let entry = json!({ "rule": "rls-off", "object": "*", "reason": "a test of the list", "until": until });
+        json!({ "allow": [entry] }).to_string().parse::<AllowList>().expect("valid")
+    };
+    assert_eq!(fails(&allow("9999-12-31")).await, None);
+    assert!(fails(&allow("2020-12-31")).await.expect("it panics").contains("allow-expired"));
+    // An inspection leaves no connection inside a transaction.
+    kit.db_settles().await;
+}
