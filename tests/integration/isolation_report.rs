@@ -78,7 +78,10 @@ async fn the_command_line_tells_what_it_found_and_fails_by_it() {
         assert_eq!((&report["findings"][0]["schema"], &report["findings"][0]["object"]), (&json!("public"), &json!("notes")));
     }
     let (code, out, _) = db.check(&[]);
-    assert!(code == Some(2) && out.starts_with("critical  rls-off  public.notes\n") && out.ends_with("1 finding: 1 critical; 0 allowed"), "{out}");
+    assert!(
+        code == Some(2) && out.starts_with("critical  rls-off  public.notes\n") && out.ends_with("1 finding: 1 critical; 0 allowed"),
+        "{out}"
+    );
 
     let (code, out, _) = db.check(&["--sarif"]);
     let sarif = json(&out);
@@ -86,7 +89,6 @@ async fn the_command_line_tells_what_it_found_and_fails_by_it() {
     assert_eq!((code, &sarif["version"]), (Some(2), &json!("2.1.0")));
     assert_eq!((&run["tool"]["driver"]["rules"][0]["id"], &run["results"][0]["ruleId"]), (&json!("rls-off"), &json!("rls-off")));
     assert_eq!((&run["results"][0]["level"], &run["results"][0]["suppressions"]), (&json!("error"), &json!([])));
-    if let Some(path) = std::env::var_os("TENANCY_TEST_SARIF") { std::fs::write(path, &out).expect("written"); }
 
     // The mend mends.
     let mend = json(&db.check(&["--json"]).1)["findings"][0]["mend"].as_str().expect("SQL").to_owned();

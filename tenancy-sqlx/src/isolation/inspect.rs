@@ -75,5 +75,8 @@ async fn ask(conn: &mut PgConnection, rule: &Rule, roles: &Roles, app: &str) -> 
             demonstrate: row.try_get("demonstrate")?,
         })
     };
-    rows.and_then(|rows| rows.into_iter().map(found).collect()).map_err(from_sqlx)
+    rows.and_then(|rows| rows.into_iter().map(found).collect()).map_err(|e| {
+        let error = from_sqlx(e);
+        Error::new(error.kind(), format!("the rule {} could not be asked: {}", rule.id, error.message())).with_source(error)
+    })
 }

@@ -51,10 +51,10 @@ impl Report {
         rules.sort_unstable();
         rules.dedup_by_key(|(id, _)| *id);
         let index = |finding: &Finding| rules.iter().position(|(id, _)| *id == finding.rule);
-        let open = self.findings.iter().map(|finding| result(finding, index(finding), json!([])));
+        let open = self.findings.iter().map(|finding| result(finding, index(finding), &json!([])));
         let suppressed = self.allowed.iter().map(|Allowed { finding, reason, until }| {
             let why = json!([{ "kind": "external", "status": "accepted", "justification": format!("until {until}: {reason}") }]);
-            result(finding, index(finding), why)
+            result(finding, index(finding), &why)
         });
         json!({
             "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -83,7 +83,7 @@ fn descriptor(id: &str, severity: Severity) -> Value {
 }
 
 /// `suppressions` of an open finding is empty, and not absent: it says that allow-lists were looked at.
-fn result(finding: &Finding, rule_index: Option<usize>, suppressions: Value) -> Value {
+fn result(finding: &Finding, rule_index: Option<usize>, suppressions: &Value) -> Value {
     let name = finding.name();
     let hash = Sha256::digest(format!("{}\0{name}", finding.rule));
     let fingerprint: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
