@@ -1,5 +1,6 @@
 //! The report, from outside: the command line on databases that are sound, broken and strange, and the assertion for a host's suite.
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
@@ -44,9 +45,9 @@ impl Checked {
         (output.status.code(), out, err)
     }
 
-    fn allow(&self, until: &str) {
-        let entry = json!({ "rule": "rls-off", "object": "public.notes", "reason": "the import runs as nobody else", "until": until });
-        std::fs::write(self.folder.0.join("allow.json"), json!({ "allow": [entry] }).to_string()).expect("written");
+    /// Allows what was found.
+    fn allow(&self, rules: &BTreeSet<String>, until: &str) {
+        std::fs::write(self.folder.0.join("allow.json"), allow_list(rules, "public.notes", until)).expect("written");
     }
 }
 
@@ -54,8 +55,15 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).expect(text)
 }
 
-fn rules(report: &Value) -> Vec<&str> {
-    report["findings"].as_array().expect("findings").iter().filter_map(|finding| finding["rule"].as_str()).collect()
+/// The rules of the findings.
+fn rules(report: &Value) -> BTreeSet<String> {
+    let findings = report["findings"].as_array().expect("findings");
+    findings.iter().filter_map(|finding| finding["rule"].as_str().map(str::to_owned)).collect()
+}
+
+fn allow_list(rules: &BTreeSet<String>, object: &str, until: &str) -> String {
+    let entry = |rule| json!({ "rule": rule, "object": object, "reason": "the import runs as nobody else", "until": until });
+    json!({ "allow": rules.iter().map(entry).collect::<Vec<_>>() }).to_string()
 }
 
 #[tokio::test]
@@ -73,22 +81,24 @@ async fn the_command_line_tells_what_it_found_and_fails_by_it() {
     TenantDb::open(db.database.options()).await.expect_err("unprotected");
     for admin_url in [Some(db.database.admin_url()), None] {
         let (code, out, err) = db.check_as(admin_url.as_deref(), &["--json"]);
-        let report = json(&out);
-        assert_eq!((code, rules(&report), err.as_str()), (Some(2), vec!["rls-off"], ""));
-        assert_eq!((&report["findings"][0]["schema"], &report["findings"][0]["object"]), (&json!("public"), &json!("notes")));
+        let worst = &json(&out)["findings"][0];
+        assert_eq!((code, err.as_str(), &worst["rule"], &worst["severity"]), (Some(2), "", &json!("rls-off"), &json!("critical")));
+        assert_eq!((&worst["schema"], &worst["object"]), (&json!("public"), &json!("notes")));
     }
     let (code, out, _) = db.check(&[]);
-    assert!(
-        code == Some(2) && out.starts_with("critical  rls-off  public.notes\n") && out.ends_with("1 finding: 1 critical; 0 allowed"),
-        "{out}"
-    );
+    assert!(code == Some(2) && out.starts_with("critical  rls-off ") && out.ends_with("; 0 allowed"), "{out}");
 
     let (code, out, _) = db.check(&["--sarif"]);
     let sarif = json(&out);
     let run = &sarif["runs"][0];
     assert_eq!((code, &sarif["version"]), (Some(2), &json!("2.1.0")));
-    assert_eq!((&run["tool"]["driver"]["rules"][0]["id"], &run["results"][0]["ruleId"]), (&json!("rls-off"), &json!("rls-off")));
-    assert_eq!((&run["results"][0]["level"], &run["results"][0]["suppressions"]), (&json!("error"), &json!([])));
+    let ids: Vec<_> = run["tool"]["driver"]["rules"].as_array().expect("rules").iter().map(|rule| &rule["id"]).collect();
+    let worst = &run["results"][0];
+    assert!(
+        ids.contains(&&json!("rls-off"))
+            && ids[usize::try_from(worst["ruleIndex"].as_u64().expect("an index")).expect("small")] == "rls-off"
+    );
+    assert_eq!((&worst["ruleId"], &worst["level"], &worst["suppressions"]), (&json!("rls-off"), &json!("error"), &json!([])));
 
     // The mend mends.
     let mend = json(&db.check(&["--json"]).1)["findings"][0]["mend"].as_str().expect("SQL").to_owned();
@@ -100,7 +110,8 @@ async fn the_command_line_tells_what_it_found_and_fails_by_it() {
 async fn what_is_allowed_does_not_fail_until_its_last_day_is_over() {
     let db = Checked::new().await;
     db.execute(RLS_OFF).await;
-    db.allow("9999-12-31");
+    let found = rules(&json(&db.check(&["--json"]).1));
+    db.allow(&found, "9999-12-31");
     let (code, out, _) = db.check(&["--json", "--allow", "allow.json"]);
     let report = json(&out);
     assert_eq!((code, &report["findings"]), (Some(0), &json!([])));
@@ -110,17 +121,17 @@ async fn what_is_allowed_does_not_fail_until_its_last_day_is_over() {
     let (code, out, _) = db.check(&["--sarif", "--allow", "allow.json"]);
     assert_eq!((code, &json(&out)["runs"][0]["results"][0]["suppressions"][0]["status"]), (Some(0), &json!("accepted")));
 
-    db.allow("2020-12-31");
+    db.allow(&found, "2020-12-31");
     let (code, out, _) = db.check(&["--json", "--allow", "allow.json"]);
-    assert_eq!((code, rules(&json(&out))), (Some(2), vec!["rls-off", "allow-expired"]));
+    assert_eq!((code, rules(&json(&out))), (Some(2), found.iter().cloned().chain(["allow-expired".to_owned()]).collect()));
 
-    // Mended, the living entry is idle, which is no failure; the expired one is.
+    // Mended, the living entries are idle, which is no failure; the expired ones are.
     db.execute("call tenancy.protect_table('notes')").await;
     assert_eq!(db.check(&["--allow", "allow.json"]).0, Some(2));
     assert_eq!(db.check(&["--allow", "allow.json", "--fail-on", "high"]).0, Some(0));
-    db.allow("9999-12-31");
+    db.allow(&found, "9999-12-31");
     let (code, out, _) = db.check(&["--json", "--allow", "allow.json"]);
-    assert_eq!((code, rules(&json(&out))), (Some(0), vec!["allow-unused"]));
+    assert_eq!((code, rules(&json(&out))), (Some(0), ["allow-unused".to_owned()].into()));
     assert_eq!(db.check(&["--allow", "allow.json", "--fail-on", "info"]).0, Some(2));
 }
 
@@ -129,7 +140,10 @@ async fn the_role_that_is_judged_can_be_named() {
     let db = Checked::new().await;
     let (code, out, err) = db.check(&["--json", "--app-role", "postgres"]);
     let report = json(&out);
-    assert!(code == Some(2) && rules(&report).contains(&"app-superuser") && err.is_empty(), "{out} {err}");
+    assert!(code == Some(2) && rules(&report).contains("app-superuser") && err.is_empty(), "{out} {err}");
+
+    let (code, out, _) = db.check(&["--json", "--app-role", "nobody"]);
+    assert_eq!((code, rules(&json(&out))), (Some(2), ["app-missing".to_owned()].into()));
 
     // Somebody who serves as a superuser is told that this role was not judged.
     let mut command = command(&db.folder, &["isolation", "check", "--json"]);
@@ -144,8 +158,7 @@ async fn what_could_not_be_checked_is_neither_good_nor_bad() {
     let db = Checked::new().await;
     std::fs::write(db.folder.0.join("wrong.json"), r#"{"allow":[{"rule":"rls-of"}]}"#).expect("written");
     for (args, says) in [
-        (&["--app-role", "nobody"][..], "there is no role \"nobody\""),
-        (&["--allow", "absent.json"], "--allow absent.json: can't be read"),
+        (&["--allow", "absent.json"][..], "--allow absent.json: can't be read"),
         (&["--allow", "wrong.json"], "--allow wrong.json: the allow-list is not valid"),
         (&["--fail-on", "sever"], "info, warning, high or critical"),
         (&["--json", "--sarif"], "cannot be used with"),
@@ -182,15 +195,13 @@ async fn one_line_in_a_hosts_suite_fails_it_when_tenants_are_not_apart() {
 
     kit.superuser().await.execute(RLS_OFF).await.expect("broken");
     let message = fails(&AllowList::default()).await.expect("it panics");
-    assert!(message.contains("critical  rls-off  public.notes") && message.contains("CALL tenancy.protect_table"), "{message}");
+    assert!(message.contains("critical  rls-off ") && message.contains("CALL tenancy.protect_table"), "{message}");
     assert_eq!(without_admin.inspect().await.expect("inspected"), kit.db.inspect().await.expect("inspected"));
     let plain = AssertUnwindSafe(assert_isolated(&kit.db)).catch_unwind().await;
     assert!(plain.is_err());
 
-    let allow = |until: &str| {
-        let entry = json!({ "rule": "rls-off", "object": "*", "reason": "a test of the list", "until": until });
-        json!({ "allow": [entry] }).to_string().parse::<AllowList>().expect("valid")
-    };
+    let found = kit.db.inspect().await.expect("inspected").into_iter().map(|finding| finding.rule.to_owned()).collect();
+    let allow = |until: &str| allow_list(&found, "*", until).parse::<AllowList>().expect("valid");
     assert_eq!(fails(&allow("9999-12-31")).await, None);
     assert!(fails(&allow("2020-12-31")).await.expect("it panics").contains("allow-expired"));
     // An inspection leaves no connection inside a transaction.

@@ -79,3 +79,4 @@ grant select, insert, update, delete on operator_idempotency_keys to tenancy_adm
 
 -- Lets a node that has no administrative credentials see whether it may serve.
 grant select on _sqlx_migrations to tenancy_app;
+call tenancy.declare_global('_sqlx_migrations', 'which migrations ran: the same for every tenant');

@@ -14,8 +14,8 @@ const FACTS: &str = include_str!("facts.sql");
 /// privilege: what a login may not see of a catalog is asked through PostgreSQL's own functions.
 ///
 /// # Errors
-/// [`Unavailable`](tenancy_core::ErrorKind::Unavailable), [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if the schema `tenancy` is missing, if this
-/// login may not use it, or if there is no role `app`.
+/// [`Unavailable`](tenancy_core::ErrorKind::Unavailable), [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if the schema `tenancy` is missing, or if
+/// this login may not use it.
 ///
 /// # Cancel safety
 /// The connection may be left inside a read-only transaction: drop it.
@@ -30,9 +30,10 @@ pub(crate) async fn inspect_from(conn: &mut PgConnection, roles: &Roles, app: &s
     tx.execute("set transaction isolation level repeatable read, read only; set local search_path = pg_catalog")
         .await
         .map_err(from_sqlx)?;
-    check(&mut tx, app).await?;
+    let server = server(&mut tx).await?;
     let mut findings = Vec::new();
-    for rule in RULES.iter().flat_map(|theme| theme.iter()).filter(|rule| rule.severity >= least) {
+    let asked = |rule: &&Rule| rule.severity >= least && i64::from(rule.since) <= i64::from(server);
+    for rule in RULES.iter().flat_map(|theme| theme.iter()).filter(asked) {
         findings.extend(ask(&mut tx, rule, roles, app).await?);
     }
     tx.rollback().await.map_err(from_sqlx)?;
@@ -40,23 +41,21 @@ pub(crate) async fn inspect_from(conn: &mut PgConnection, roles: &Roles, app: &s
     Ok(findings)
 }
 
-/// Rules out what makes the rules' questions fail, or find nothing and seem answered.
-async fn check(conn: &mut PgConnection, app: &str) -> Result<()> {
-    let (migrated, usable, exists): (bool, bool, bool) = sqlx::query_as(
-        "select c.oid is not null, coalesce(has_schema_privilege(n.oid, 'usage'), false), exists (select from pg_roles where rolname = $1)
+/// The server's major version, if the rules' questions can be asked by this login in this database.
+async fn server(conn: &mut PgConnection) -> Result<i32> {
+    let (server, migrated, usable): (i32, bool, bool) = sqlx::query_as(
+        "select current_setting('server_version_num')::int / 10000, c.oid is not null, coalesce(has_schema_privilege(n.oid, 'usage'), false)
            from (select) one left join pg_namespace n on n.nspname = 'tenancy'
            left join pg_class c on c.relnamespace = n.oid and c.relname = 'global_tables'",
     )
     .persistent(false)
-    .bind(app)
     .fetch_one(conn)
     .await
     .map_err(from_sqlx)?;
-    let why = match (migrated, usable, exists) {
-        (true, true, true) => return Ok(()),
-        (false, ..) => "this database has no schema tenancy, or one of an older kit: migrate first".to_owned(),
-        (_, false, _) => "this login may not use the schema tenancy: inspect as the application's role, or as an administrator".to_owned(),
-        (.., false) => format!("there is no role {app:?}: name the one that the application logs in as"),
+    let why = match (migrated, usable) {
+        (true, true) => return Ok(server),
+        (false, _) => "this database has no schema tenancy, or that of an older version: migrate it first",
+        (true, false) => "this login may not use the schema tenancy: inspect as the application's role, or as an administrator",
     };
     Err(Error::new(ErrorKind::Misconfigured, why))
 }

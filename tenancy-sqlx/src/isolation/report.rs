@@ -1,5 +1,6 @@
 //! Findings for people, programs and code scanners.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -50,12 +51,18 @@ impl Report {
         let mut rules: Vec<(&str, Severity)> = all().map(|finding| (finding.rule, finding.severity)).collect();
         rules.sort_unstable();
         rules.dedup_by_key(|(id, _)| *id);
-        let index = |finding: &Finding| rules.iter().position(|(id, _)| *id == finding.rule);
-        let open = self.findings.iter().map(|finding| result(finding, index(finding), &json!([])));
+        let open = self.findings.iter().map(|finding| (finding, json!([])));
         let suppressed = self.allowed.iter().map(|Allowed { finding, reason, until }| {
-            let why = json!([{ "kind": "external", "status": "accepted", "justification": format!("until {until}: {reason}") }]);
-            result(finding, index(finding), &why)
+            (finding, json!([{ "kind": "external", "status": "accepted", "justification": format!("until {until}: {reason}") }]))
         });
+        let mut seen = HashMap::new();
+        let results: Vec<_> = open
+            .chain(suppressed)
+            .map(|(finding, suppressions)| {
+                let rule_index = rules.iter().position(|(id, _)| *id == finding.rule);
+                result(finding, rule_index, &fingerprint(finding, &mut seen), &suppressions)
+            })
+            .collect();
         json!({
             "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
             "version": "2.1.0",
@@ -66,7 +73,7 @@ impl Report {
                     "informationUri": env!("CARGO_PKG_REPOSITORY"),
                     "rules": rules.iter().map(|(id, severity)| descriptor(id, *severity)).collect::<Vec<_>>(),
                 } },
-                "results": open.chain(suppressed).collect::<Vec<_>>(),
+                "results": results,
             }],
         })
     }
@@ -83,10 +90,7 @@ fn descriptor(id: &str, severity: Severity) -> Value {
 }
 
 /// `suppressions` of an open finding is empty, and not absent: it says that allow-lists were looked at.
-fn result(finding: &Finding, rule_index: Option<usize>, suppressions: &Value) -> Value {
-    let name = finding.name();
-    let hash = Sha256::digest(format!("{}\0{name}", finding.rule));
-    let fingerprint: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+fn result(finding: &Finding, rule_index: Option<usize>, fingerprint: &str, suppressions: &Value) -> Value {
     json!({
         "ruleId": finding.rule,
         "ruleIndex": rule_index,
@@ -94,13 +98,21 @@ fn result(finding: &Finding, rule_index: Option<usize>, suppressions: &Value) ->
         "message": { "text": format!("{}\n\nMend: {}", finding.explanation, finding.mend) },
         "locations": [{
             "physicalLocation": { "artifactLocation": { "uri": "migrations" }, "region": { "startLine": 1 } },
-            "logicalLocations": [{ "name": finding.object, "fullyQualifiedName": name }],
+            "logicalLocations": [{ "name": finding.object, "fullyQualifiedName": finding.name() }],
         }],
         // The name under which code scanners look for it.
-        "partialFingerprints": { "primaryLocationLineHash": format!("{fingerprint}:1") },
+        "partialFingerprints": { "primaryLocationLineHash": fingerprint },
         "suppressions": suppressions,
         "properties": { "severity": finding.severity, "mend": finding.mend, "demonstrate": finding.demonstrate },
     })
+}
+
+/// The same finding has the same fingerprint in each run, whatever its wording; several of one rule on one object are counted.
+fn fingerprint(finding: &Finding, seen: &mut HashMap<String, u32>) -> String {
+    let hash = Sha256::digest(format!("{}\0{}", finding.rule, finding.name()));
+    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let nth = seen.entry(hash.clone()).and_modify(|n| *n += 1).or_insert(1);
+    format!("{hash}:{nth}")
 }
 
 const fn level(severity: Severity) -> &'static str {
@@ -276,5 +288,10 @@ mod tests {
         assert_eq!(results[5]["suppressions"][0]["justification"], "until 2027-01-31: is being emptied");
         let prints: std::collections::HashSet<_> = results.iter().map(|r| r["partialFingerprints"].to_string()).collect();
         assert_eq!(prints.len(), results.len(), "each object has its own fingerprint");
+        let twins = [(); 2].map(|()| finding("rls-off", Severity::Critical, None, "x")).to_vec();
+        let twins = Report { findings: twins, allowed: Vec::new() }.to_sarif();
+        let print =
+            |i: usize| twins["runs"][0]["results"][i]["partialFingerprints"]["primaryLocationLineHash"].as_str().expect("one").to_owned();
+        assert!(print(0).ends_with(":1") && print(1) == print(0).replace(":1", ":2"));
     }
 }

@@ -2,8 +2,14 @@
 
 use super::Severity;
 
+mod columns;
+mod grants;
+mod keys;
 mod objects;
-mod tables;
+mod policies;
+mod roles;
+mod server;
+mod tenant_function;
 
 /// One way to leak, and the question that finds it.
 #[derive(Debug)]
@@ -17,7 +23,20 @@ pub struct Rule {
     pub summary: &'static str,
     /// Selects `schema, object, explanation, mend, demonstrate` (all text; only `schema` may be null) after the text of `facts.sql`.
     pub(super) sql: &'static str,
+    /// The oldest major version of PostgreSQL that has what the question is about.
+    pub(super) since: u32,
+}
+
+const fn rule(id: &'static str, severity: Severity, summary: &'static str, sql: &'static str) -> Rule {
+    Rule { id, severity, summary, sql, since: 14 }
+}
+
+impl Rule {
+    const fn since(self, major: u32) -> Self {
+        Self { since: major, ..self }
+    }
 }
 
 /// All rules, by theme.
-pub const RULES: &[&[Rule]] = &[tables::RULES, objects::RULES];
+pub const RULES: &[&[Rule]] =
+    &[policies::RULES, tenant_function::RULES, columns::RULES, keys::RULES, roles::RULES, grants::RULES, objects::RULES, server::RULES];
