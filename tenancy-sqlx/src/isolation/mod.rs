@@ -16,6 +16,7 @@ mod rules;
 
 pub use allow::{AllowList, Allowed};
 pub use inspect::inspect;
+pub(crate) use inspect::inspect_by;
 pub use report::Report;
 pub use rules::{RULES, Rule};
 
