@@ -7,9 +7,11 @@ use std::fmt;
 use serde::Serialize;
 
 mod inspect;
+mod probe;
 mod rules;
 
 pub use inspect::inspect;
+pub use probe::{Probed, probe};
 pub use rules::{RULES, Rule};
 
 /// How much a finding matters.
