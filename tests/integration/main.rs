@@ -11,6 +11,7 @@ mod isolation;
 mod macros;
 mod pooler;
 mod preflight;
+mod probe;
 mod schema;
 mod sealed;
 mod tx;
