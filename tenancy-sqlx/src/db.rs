@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool, Row};
-use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext};
+use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext, TenantId};
 
 use crate::catalog::{CatalogCache, PgCatalog};
 use crate::dangerous::Dangerous;
@@ -145,7 +145,7 @@ pub struct TenantDb(Arc<Inner>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pool: PgPool,
+    pub(crate) pool: PgPool,
     pub(crate) admin: Option<PgPool>,
     pub(crate) roles: Roles,
     pub(crate) catalog: Arc<CatalogCache>,
@@ -233,12 +233,7 @@ impl TenantDb {
     async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        // The text is ours: a UUID prints as 36 characters of hex and hyphens, a token as hex, hyphens and points.
-        let begin = match &self.0.seal_key {
-            None => format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'"),
-            // RESET ALL: against a search_path, say, that somebody else's SQL left in the session.
-            Some(key) => format!("{begin}; RESET ALL; SELECT tenancy.enter('{}')", key.token(tenant_id)),
-        };
+        let begin = self.0.begin_for(begin, tenant_id);
         let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, ForTenant(tenant_id), read_only, self.0.named_statements))
     }
@@ -291,6 +286,18 @@ impl TenantDb {
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.0
+    }
+}
+
+impl Inner {
+    /// `begin`, and the tenant that it is for.
+    pub(crate) fn begin_for(&self, begin: &str, tenant_id: TenantId) -> String {
+        // The text is ours: a UUID prints as 36 characters of hex and hyphens, a token as hex, hyphens and points.
+        match &self.seal_key {
+            None => format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'"),
+            // RESET ALL: against a search_path, say, that somebody else's SQL left in the session.
+            Some(key) => format!("{begin}; RESET ALL; SELECT tenancy.enter('{}')", key.token(tenant_id)),
+        }
     }
 }
 

@@ -37,6 +37,14 @@ impl Checked {
         self.database.superuser().await.expect("superuser").execute(AssertSqlSafe(sql)).await.expect("done");
     }
 
+    /// The exit code of `isolation probe`, and what it printed.
+    fn probe(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = command(&self.folder, &[&["isolation", "probe"], args].concat());
+        command.env("DATABASE_URL", self.database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", self.database.admin_url());
+        let (output, out, err) = run(command);
+        (output.status.code(), out, err)
+    }
+
     /// The exit code of `isolation check`, and what it printed.
     fn check(&self, args: &[&str]) -> (Option<i32>, String, String) {
         self.check_as(Some(&self.database.admin_url()), args)
@@ -193,6 +201,27 @@ async fn what_could_not_be_checked_is_neither_good_nor_bad() {
         let (code, out, err) = db.check_as(admin_url.as_deref(), &["--json"]);
         assert!(code == Some(1) && out.is_empty() && err.contains("no schema tenancy") && err.contains("migrate"), "{code:?} {out} {err}");
     }
+}
+
+#[tokio::test]
+async fn the_command_line_probes_what_can_be_served() {
+    let db = Checked::new().await;
+    db.allow(&["rls-off".to_owned()].into(), "9999-12-31");
+    let (code, out, err) = db.probe(&["--json", "--allow", "allow.json"]);
+    assert_eq!((code, json(&out), err.as_str()), (Some(0), json!({ "findings": [], "allowed": [] }), ""), "what is not needed is not told");
+
+    // The owner's view shows every tenant's rows to whoever may read it.
+    db.execute("create view all_notes as select * from notes; grant select on all_notes to tenancy_app").await;
+    let (code, out, err) = db.probe(&["--json"]);
+    assert!(code == Some(2) && json(&out)["findings"][0]["object"] == "all_notes", "{code:?} {out} {err}");
+    let found = rules(&json(&out));
+    std::fs::write(db.folder.0.join("views.json"), allow_list(&found, "public.all_notes", "9999-12-31")).expect("written");
+    let (code, out, _) = db.probe(&["--json", "--allow", "views.json"]);
+    assert!(code == Some(0) && json(&out)["allowed"][0]["object"] == "all_notes", "{code:?} {out}");
+
+    db.execute(RLS_OFF).await;
+    let (code, out, err) = db.probe(&["--json"]);
+    assert!(code == Some(1) && out.is_empty() && err.contains("can't be trusted"), "{code:?} {out} {err}");
 }
 
 #[tokio::test]

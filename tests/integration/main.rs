@@ -12,6 +12,7 @@ mod isolation_report;
 mod macros;
 mod pooler;
 mod preflight;
+mod probe;
 mod schema;
 mod sealed;
 mod tx;

@@ -11,12 +11,14 @@ use tenancy_core::Error;
 
 mod allow;
 mod inspect;
+mod probe;
 mod report;
 mod rules;
 
 pub use allow::{AllowList, Allowed};
 pub use inspect::inspect;
 pub(crate) use inspect::inspect_by;
+pub use probe::{Probed, probe};
 pub use report::Report;
 pub use rules::{RULES, Rule};
 

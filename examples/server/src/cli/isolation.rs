@@ -2,6 +2,7 @@
 //!
 //! The exit code is 0 if nothing is found, 2 if something is, and 1 if it could not be looked for. Only the report goes to stdout.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
 use tenancy_sqlx::Roles;
-use tenancy_sqlx::isolation::{AllowList, Finding, Report, Severity};
+use tenancy_sqlx::isolation::{AllowList, Probed, Report, Severity, probe};
 
 use super::say;
 use crate::config::Config;
@@ -25,6 +26,11 @@ pub(super) enum Verb {
         /// The role whose rights are judged [default: tenancy_app]
         #[arg(long, value_name = "NAME")]
         app_role: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Try to cross from one throw-away tenant to another, as the application, and remove all traces: on a copy of the production schema
+    Probe {
         #[command(flatten)]
         output: Output,
     },
@@ -56,7 +62,22 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
                 warn_of_another(&database, &app);
                 app
             });
-            Ok(output.print(database.inspect(&app).await?, &allow))
+            Ok(output.print(&Report::apply(database.inspect(&app).await?, &allow, SystemClock.now())))
+        }
+        Verb::Probe { output } => {
+            let allow = output.allow_list()?;
+            let database = Database::from_config(config).await?;
+            let Probed { findings, unplanted, left, .. } = probe(&database.open_any(config).await?).await?;
+            for table in unplanted {
+                note(format_args!("little was tried in {table}"));
+            }
+            for table in left {
+                note(format_args!("rows of the probe could not be removed from {table}"));
+            }
+            let mut report = Report::apply(findings, &allow, SystemClock.now());
+            // What only the catalogs show has no finding here.
+            report.findings.retain(|finding| finding.rule != "allow-unused");
+            Ok(output.print(&report))
         }
     }
 }
@@ -67,14 +88,13 @@ impl Output {
         self.allow.as_deref().map_or_else(|| Ok(AllowList::default()), read)
     }
 
-    fn print(&self, findings: Vec<Finding>, allow: &AllowList) -> ExitCode {
-        let report = Report::apply(findings, allow, SystemClock.now());
+    fn print(&self, report: &Report) -> ExitCode {
         if self.json {
             say(report.to_json());
         } else if self.sarif {
             say(report.to_sarif());
         } else {
-            say(&report);
+            say(report);
         }
         if report.worst() >= Some(self.fail_on) { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }
     }
@@ -89,7 +109,11 @@ fn read(path: &Path) -> Result<AllowList> {
 /// The role that is judged unless told otherwise may not be the one that is used.
 fn warn_of_another(database: &Database, app: &str) {
     if let Some(login) = database.login().filter(|login| login != app) {
-        let _ =
-            writeln!(std::io::stderr(), "note: this judges {app}; DATABASE_URL logs in as {login}: to judge that, give --app-role {login}");
+        note(format_args!("this judges {app}; DATABASE_URL logs in as {login}: to judge that, give --app-role {login}"));
     }
+}
+
+/// On stderr, for stdout holds only the report.
+fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "note: {text}");
 }

@@ -96,6 +96,8 @@ fn log(verb: &Verb) -> Result<()> {
     let filter = wanted.map(|text| text.parse::<Targets>().map_err(invalid)).transpose()?.unwrap_or_else(|| match verb {
         Verb::Serve => Targets::new().with_default(Level::INFO).with_target("sqlx", Level::WARN),
         Verb::Doctor { .. } => Targets::new().with_default(Level::WARN),
+        // The probe's statements make the server warn, as they should.
+        Verb::Isolation(_) => Targets::new().with_default(Level::WARN).with_target("sqlx", Level::ERROR),
         // What goes wrong in a short command is its error; the rest would be said at each of them.
         _ => Targets::new().with_default(Level::WARN).with_target("tenancy_sqlx::preflight", Level::ERROR),
     });
