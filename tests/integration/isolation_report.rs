@@ -210,14 +210,14 @@ async fn the_command_line_probes_what_can_be_served() {
     let (code, out, err) = db.probe(&["--json", "--allow", "allow.json"]);
     assert_eq!((code, json(&out), err.as_str()), (Some(0), json!({ "findings": [], "allowed": [] }), ""), "what is not needed is not told");
 
-    // The owner's view shows every tenant's rows to whoever may read it.
-    db.execute("create view all_notes as select * from notes; grant select on all_notes to tenancy_app").await;
+    // A key without the tenant tells each what the others have.
+    db.execute("alter table notes add unique (body)").await;
     let (code, out, err) = db.probe(&["--json"]);
-    assert!(code == Some(2) && json(&out)["findings"][0]["object"] == "all_notes", "{code:?} {out} {err}");
     let found = rules(&json(&out));
-    std::fs::write(db.folder.0.join("views.json"), allow_list(&found, "public.all_notes", "9999-12-31")).expect("written");
-    let (code, out, _) = db.probe(&["--json", "--allow", "views.json"]);
-    assert!(code == Some(0) && json(&out)["allowed"][0]["object"] == "all_notes", "{code:?} {out}");
+    assert!(code == Some(2) && found.contains("unique-without-tenant") && err.is_empty(), "{code:?} {out} {err}");
+    std::fs::write(db.folder.0.join("keys.json"), allow_list(&found, "*", "9999-12-31")).expect("written");
+    let (code, out, _) = db.probe(&["--json", "--allow", "keys.json"]);
+    assert!(code == Some(0) && json(&out)["allowed"][0]["rule"] == "unique-without-tenant", "{code:?} {out}");
 
     db.execute(RLS_OFF).await;
     let (code, out, err) = db.probe(&["--json"]);

@@ -97,7 +97,9 @@ fn log(verb: &Verb) -> Result<()> {
         Verb::Serve => Targets::new().with_default(Level::INFO).with_target("sqlx", Level::WARN),
         Verb::Doctor { .. } => Targets::new().with_default(Level::WARN),
         // The probe's statements make the server warn, as they should.
-        Verb::Isolation(_) => Targets::new().with_default(Level::WARN).with_target("sqlx", Level::ERROR),
+        Verb::Isolation(_) => {
+            Targets::new().with_default(Level::WARN).with_target("sqlx", Level::ERROR).with_target("tenancy_sqlx::preflight", Level::ERROR)
+        }
         // What goes wrong in a short command is its error; the rest would be said at each of them.
         _ => Targets::new().with_default(Level::WARN).with_target("tenancy_sqlx::preflight", Level::ERROR),
     });
