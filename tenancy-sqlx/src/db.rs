@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool, Row};
-use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext};
+use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext, TenantId};
 
 use crate::catalog::{CatalogCache, PgCatalog};
 use crate::dangerous::Dangerous;
 use crate::error::from_sqlx;
+use crate::isolation::{self, Finding};
 use crate::lease::Lease;
 use crate::preflight;
 use crate::schema::Roles;
@@ -144,7 +145,7 @@ pub struct TenantDb(Arc<Inner>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pool: PgPool,
+    pub(crate) pool: PgPool,
     pub(crate) admin: Option<PgPool>,
     pub(crate) roles: Roles,
     pub(crate) catalog: Arc<CatalogCache>,
@@ -232,12 +233,7 @@ impl TenantDb {
     async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        // The text is ours: a UUID prints as 36 characters of hex and hyphens, a token as hex, hyphens and points.
-        let begin = match &self.0.seal_key {
-            None => format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'"),
-            // RESET ALL: against a search_path, say, that somebody else's SQL left in the session.
-            Some(key) => format!("{begin}; RESET ALL; SELECT tenancy.enter('{}')", key.token(tenant_id)),
-        };
+        let begin = self.0.begin_for(begin, tenant_id);
         let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, ForTenant(tenant_id), read_only, self.0.named_statements))
     }
@@ -263,6 +259,22 @@ impl TenantDb {
         self.0.catalog.refresh().await
     }
 
+    /// What the [checker](crate::isolation) finds in this database, worst first, about the role that this service logs in as. It reads the
+    /// catalogs only: on the administrative pool, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`isolation::inspect`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn inspect(&self) -> Result<Vec<Finding>> {
+        let pool = self.0.admin.as_ref().unwrap_or(&self.0.pool);
+        // Not BEGIN: the checker has its own. It only proves that the connection is alive.
+        let mut lease = Lease::begin(pool, "SELECT", self.0.scrub).await.map_err(from_sqlx)?;
+        let login = self.0.pool.connect_options().get_username().to_owned();
+        isolation::inspect(lease.conn(), &self.0.roles, &login).await
+    }
+
     /// Closes all connections, once the transactions that hold them have ended.
     pub async fn close(&self) {
         self.0.catalog.stop().await;
@@ -274,6 +286,18 @@ impl TenantDb {
 
     pub(crate) fn inner(&self) -> &Inner {
         &self.0
+    }
+}
+
+impl Inner {
+    /// `begin`, and the tenant that it is for.
+    pub(crate) fn begin_for(&self, begin: &str, tenant_id: TenantId) -> String {
+        // The text is ours: a UUID prints as 36 characters of hex and hyphens, a token as hex, hyphens and points.
+        match &self.seal_key {
+            None => format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'"),
+            // RESET ALL: against a search_path, say, that somebody else's SQL left in the session.
+            Some(key) => format!("{begin}; RESET ALL; SELECT tenancy.enter('{}')", key.token(tenant_id)),
+        }
     }
 }
 

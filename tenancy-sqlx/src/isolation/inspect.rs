@@ -14,7 +14,8 @@ const FACTS: &str = include_str!("facts.sql");
 /// privilege: what a login may not see of a catalog is asked through PostgreSQL's own functions.
 ///
 /// # Errors
-/// [`Unavailable`](tenancy_core::ErrorKind::Unavailable), [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if the schema `tenancy` is missing.
+/// [`Unavailable`](tenancy_core::ErrorKind::Unavailable), [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) if the schema `tenancy` is missing, or if
+/// this login may not use it.
 ///
 /// # Cancel safety
 /// The connection may be left inside a read-only transaction: drop it.
@@ -29,12 +30,7 @@ pub(crate) async fn inspect_by(conn: &mut PgConnection, roles: &Roles, app: &str
     tx.execute("set transaction isolation level repeatable read, read only; set local search_path = pg_catalog")
         .await
         .map_err(from_sqlx)?;
-    let server = "select current_setting('server_version_num')::int / 10000, to_regclass('tenancy.global_tables') is not null";
-    let (server, migrated): (i32, bool) = sqlx::query_as(server).persistent(false).fetch_one(&mut *tx).await.map_err(from_sqlx)?;
-    if !migrated {
-        let message = "this database has no schema tenancy, or that of an older version: migrate it first";
-        return Err(Error::new(ErrorKind::Misconfigured, message));
-    }
+    let server = server(&mut tx).await?;
     let mut findings = Vec::new();
     for theme in RULES {
         let rules: Vec<&'static Rule> = theme.iter().filter(|rule| rule.since <= server && asked(rule)).collect();
@@ -45,6 +41,25 @@ pub(crate) async fn inspect_by(conn: &mut PgConnection, roles: &Roles, app: &str
     tx.rollback().await.map_err(from_sqlx)?;
     findings.sort_by(|a, b| (b.severity, a.rule, &a.schema, &a.object).cmp(&(a.severity, b.rule, &b.schema, &b.object)));
     Ok(findings)
+}
+
+/// The server's major version, if the rules' questions can be asked by this login in this database.
+async fn server(conn: &mut PgConnection) -> Result<i32> {
+    let (server, migrated, usable): (i32, bool, bool) = sqlx::query_as(
+        "select current_setting('server_version_num')::int / 10000, c.oid is not null, coalesce(has_schema_privilege(n.oid, 'usage'), false)
+           from (select) one left join pg_namespace n on n.nspname = 'tenancy'
+           left join pg_class c on c.relnamespace = n.oid and c.relname = 'global_tables'",
+    )
+    .persistent(false)
+    .fetch_one(conn)
+    .await
+    .map_err(from_sqlx)?;
+    let why = match (migrated, usable) {
+        (true, true) => return Ok(server),
+        (false, _) => "this database has no schema tenancy, or that of an older version: migrate it first",
+        (true, false) => "this login may not use the schema tenancy: inspect as the application's role, or as an administrator",
+    };
+    Err(Error::new(ErrorKind::Misconfigured, why))
 }
 
 /// Asks a theme's rules in one statement, so that the facts are gathered once.

@@ -1,0 +1,264 @@
+//! The probe: what crosses is shown, what holds shows nothing, and nothing is left behind.
+
+use std::collections::BTreeMap;
+
+use futures_util::StreamExt as _;
+use harness::MIGRATIONS;
+use harness::defects::{self, Defect};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+use tenancy_core::ErrorKind;
+use tenancy_sqlx::isolation::{Finding, Probed, probe};
+use tenancy_sqlx::testing::TestDatabase;
+use tenancy_sqlx::{Options, Roles, Schema, SealKey, TenantDb};
+
+/// Every table and sequence of the database, as a text that changes when a row does. What is kept of the access of administrators is left out.
+async fn fingerprint(eye: &mut PgConnection) -> BTreeMap<String, String> {
+    let relations = "select c.oid::regclass::text, case when c.oid = 'tenancy.audit_events'::regclass then ' where action <> ''system.access''' else '' end
+                       from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                      where c.relkind in ('r', 'm', 'S') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'";
+    let mut prints = BTreeMap::new();
+    for row in sqlx::query(relations).fetch_all(&mut *eye).await.expect("relations") {
+        let (name, condition): (String, String) = (row.get(0), row.get(1));
+        let sql =
+            format!("select count(*) || ' ' || coalesce(md5(string_agg(x::text, '|' order by x::text)), '') from {name} x{condition}");
+        let print = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *eye).await.expect("fingerprint");
+        prints.insert(name, print);
+    }
+    let large = "select count(*)::text from pg_largeobject_metadata";
+    prints.insert("large objects".to_owned(), sqlx::query_scalar(large).fetch_one(eye).await.expect("large objects"));
+    prints
+}
+
+/// Applies the SQL as the owner, as migrations are.
+async fn migrate(eye: &mut PgConnection, sql: &str) {
+    eye.execute(AssertSqlSafe(format!("set role tenancy_owner; {sql}; reset role"))).await.expect("migrate");
+}
+
+async fn probed(database: &TestDatabase) -> Probed {
+    probe(&database.open().await.expect("open")).await.expect("probe")
+}
+
+fn told(findings: &[Finding]) -> String {
+    let line =
+        |f: &Finding| format!("{} {}.{}: {} [{}]", f.rule, f.schema.as_deref().unwrap_or("-"), f.object, f.explanation, f.demonstrate);
+    findings.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn a_clean_schema_shows_nothing_and_nothing_is_left() {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let db = database.open().await.expect("open");
+    let acme = database.tenant(&db, "acme").await.expect("acme");
+    let mut tx = db.begin(&acme).await.expect("begin");
+    sqlx::query("insert into notes (body) values ('acme''s')").execute(&mut tx).await.expect("insert");
+    tx.commit().await.expect("commit");
+    let mut eye = database.superuser().await.expect("superuser");
+    let before = fingerprint(&mut eye).await;
+    let probed = probe(&db).await.expect("probe");
+    assert!(probed.findings.is_empty(), "{}", told(&probed.findings));
+    assert_eq!((probed.unplanted, probed.left), (vec![], vec![]));
+    assert!(probed.attempts > 100, "{}", probed.attempts);
+    assert_eq!(fingerprint(&mut eye).await, before);
+}
+
+/// A schema with something of everything that a row may have to satisfy.
+const RICH: &str = r#"
+create schema app;
+create type app.mood as enum ('sad', 'it''s fine', 'glad');
+create domain app.slug as text check (value ~ '^[a-z][a-z0-9-]{2,30}$');
+create domain app.email as text not null check (value like '%_@_%._%');
+create domain app.percent as numeric(5, 2) check (value between 0 and 100);
+create type app.money_amount as (amount numeric(12, 2), currency char(3));
+create table app.currencies (code char(3) primary key check (code = upper(code)));
+insert into app.currencies values ('EUR'), ('USD');
+call tenancy.declare_global('app.currencies', 'currencies are the same for everybody');
+grant select on app.currencies to tenancy_app;
+
+create table app.users (
+  tenant_id uuid not null references tenancy.tenants (id),
+  id bigint generated always as identity,
+  email app.email,
+  slug app.slug not null,
+  mood app.mood not null default 'glad',
+  tags text[] not null default '{}',
+  moods app.mood[] not null,
+  initials char(2) not null check (initials ~ '^[A-Z]{2}$'),
+  plan text not null check (plan in ('free', 'pro')),
+  age smallint check (age between 18 and 120),
+  rate app.percent not null,
+  score numeric(4, 1) not null check (score >= 1 and score < 5),
+  manager_id bigint,
+  primary key (tenant_id, id),
+  unique (tenant_id, email),
+  unique (tenant_id, plan),
+  foreign key (tenant_id, manager_id) references app.users (tenant_id, id)
+);
+create table app.bookings (
+  tenant_id uuid not null,
+  id serial,
+  user_id bigint not null,
+  room int not null,
+  during tstzrange not null,
+  days daterange not null,
+  numbers int4multirange not null,
+  starts timestamptz not null,
+  ends timestamptz not null,
+  price app.money_amount not null,
+  currency char(3) not null references app.currencies (code),
+  total numeric generated always as (room * 2) stored,
+  note varchar(12) not null,
+  code text not null check (code ~ '^[A-Z]{3}-\d{4}$' and length(code) = 8),
+  details jsonb not null check (jsonb_typeof(details) = 'object' and details ? 'kind'),
+  digest bytea not null check (length(digest) = 32),
+  paid boolean not null,
+  paid_at date,
+  primary key (tenant_id, id),
+  check (starts < ends),
+  check (paid = (paid_at is not null)),
+  exclude using gist (int8range(('x' || left(md5(tenant_id::text), 8))::bit(32)::bigint, ('x' || left(md5(tenant_id::text), 8))::bit(32)::bigint, '[]') with =, during with &&),
+  foreign key (tenant_id, user_id) references app.users (tenant_id, id) on delete cascade
+);
+create table app.readings (
+  tenant_id uuid not null,
+  at date not null,
+  id uuid not null default gen_random_uuid(),
+  value double precision not null check (value <> 'NaN'),
+  primary key (tenant_id, at, id)
+) partition by range (at);
+create table app.readings_2025 partition of app.readings for values from ('2025-01-01') to ('2026-01-01');
+create table app.readings_2026 partition of app.readings for values from ('2026-01-01') to ('2027-01-01') partition by list (value);
+create table app.readings_2026_one partition of app.readings_2026 for values in (1, 2);
+create table app.readings_2026_rest partition of app.readings_2026 default;
+create table app.samples (
+  tenant_id uuid not null,
+  reading_at date not null,
+  reading_id uuid not null,
+  n int not null check (n > 0),
+  net inet not null, block cidr not null, mac macaddr not null, cost money not null, flags bit(4) not null, more varbit(10) not null,
+  search tsvector not null, place point not null, shape polygon not null, gap interval not null, tod time not null, r real not null, lsn pg_lsn,
+  price char(1) not null default 'a', label name not null, cut "char" not null,
+  primary key (tenant_id, reading_at, reading_id, n),
+  foreign key (tenant_id, reading_at, reading_id) references app.readings (tenant_id, at, id)
+);
+create table app.left_side (tenant_id uuid not null, id uuid not null, right_id uuid not null, primary key (tenant_id, id));
+create table app.right_side (tenant_id uuid not null, id uuid not null, left_id uuid, primary key (tenant_id, id),
+  foreign key (tenant_id, left_id) references app.left_side (tenant_id, id));
+alter table app.left_side add foreign key (tenant_id, right_id) references app.right_side (tenant_id, id);
+create view app.glad with (security_invoker = true) as select * from app.users where mood = 'glad';
+call tenancy.protect_table('app.users');
+call tenancy.protect_table('app.bookings');
+call tenancy.protect_table('app.readings');
+call tenancy.protect_table('app.samples');
+call tenancy.protect_table('app.left_side');
+call tenancy.protect_table('app.right_side');
+grant select on app.glad to tenancy_app;
+grant usage on schema app to tenancy_app, tenancy_admin;
+grant usage on sequence app.bookings_id_seq to tenancy_app"#;
+
+#[tokio::test]
+async fn a_rich_schema_is_fully_planted_and_shows_nothing() {
+    let database = TestDatabase::new().await.expect("database");
+    let mut eye = database.superuser().await.expect("superuser");
+    migrate(&mut eye, RICH).await;
+    let db = database.open().await.expect("open");
+    let before = fingerprint(&mut eye).await;
+    let probed = probe(&db).await.expect("probe");
+    assert_eq!(probed.unplanted, [] as [String; 0]);
+    assert!(probed.findings.is_empty(), "{}", told(&probed.findings));
+    assert_eq!(fingerprint(&mut eye).await, before);
+    // The detector sees in each of these tables: opened, each shows.
+    let tables = [
+        "users",
+        "bookings",
+        "readings",
+        "readings_2025",
+        "readings_2026",
+        "readings_2026_one",
+        "readings_2026_rest",
+        "samples",
+        "left_side",
+        "right_side",
+    ];
+    for table in tables {
+        eye.execute(AssertSqlSafe(format!("alter table app.{table} disable row level security"))).await.expect("open it");
+    }
+    let probed = probe(&db).await.expect("probe");
+    for table in tables {
+        for kind in ["a read:", "an update:", "a delete:", "an insert:"] {
+            let shown = probed.findings.iter().any(|f| f.rule == "rls-off" && f.object == table && f.explanation.starts_with(kind));
+            assert!(shown, "{table}, {kind} {}", told(&probed.findings));
+        }
+    }
+    assert_eq!(fingerprint(&mut eye).await, before);
+}
+
+/// What the probe shows of a defect, and the rules that it names.
+async fn shown(defect: &'static Defect) -> Vec<Finding> {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    // Opened first: with some defects `open` refuses.
+    let db = database.open().await.expect("open");
+    database.tenant(&db, "acme").await.expect("a tenant");
+    let mut eye = database.superuser().await.expect("superuser");
+    let made = defect.make(&mut eye).await;
+    let before = fingerprint(&mut eye).await;
+    let probed = probe(&db).await.expect(defect.sql);
+    let after = fingerprint(&mut eye).await;
+    db.close().await;
+    made.undo(&mut eye).await;
+    assert_eq!(after, before, "{}", defect.sql);
+    probed.findings
+}
+
+#[tokio::test]
+async fn every_shown_defect_is_shown() {
+    let missed: Vec<_> = futures_util::stream::iter(defects::all().filter(|defect| defect.shown))
+        .map(|defect| async move { (defect, shown(defect).await) })
+        .buffer_unordered(4)
+        .filter(|(defect, found)| std::future::ready(!found.iter().any(|finding| finding.rule == defect.rule)))
+        .map(|(defect, found)| format!("{}: {}\n   found: {}", defect.rule, defect.sql, told(&found)))
+        .collect()
+        .await;
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+#[tokio::test]
+async fn sealed_databases_are_probed_as_well() {
+    const KEY: SealKey = SealKey::new([7; 32]);
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let mut schema = Schema::connect(&database.admin_url(), Roles::default()).await.expect("connect");
+    if schema.seal(&KEY).await.is_err() {
+        return; // before PostgreSQL 15
+    }
+    let db = TenantDb::open(database.options().with_seal_key(KEY)).await.expect("open");
+    let clean = probe(&db).await.expect("probe");
+    assert!(clean.findings.is_empty(), "{}", told(&clean.findings));
+    let mut eye = database.superuser().await.expect("superuser");
+    eye.execute("alter table notes disable row level security").await.expect("open it");
+    let open = probe(&db).await.expect("probe");
+    assert!(open.findings.iter().any(|f| f.rule == "rls-off" && f.object == "notes"), "{}", told(&open.findings));
+}
+
+#[tokio::test]
+async fn it_needs_administrative_credentials() {
+    let database = TestDatabase::new().await.expect("database");
+    let db = TenantDb::open(Options::new(&database.app_url()).expect("options")).await.expect("open");
+    let error = probe(&db).await.expect_err("no administrator");
+    assert_eq!(error.kind(), ErrorKind::Misconfigured);
+    assert!(error.to_string().contains("with_admin_url"), "{error}");
+}
+
+#[tokio::test]
+async fn findings_do_not_tell_values() {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let db = database.open().await.expect("open");
+    let acme = database.tenant(&db, "acme").await.expect("acme");
+    let mut tx = db.begin(&acme).await.expect("begin");
+    sqlx::query("insert into notes (body) values ('acme''s secret')").execute(&mut tx).await.expect("insert");
+    tx.commit().await.expect("commit");
+    let mut eye = database.superuser().await.expect("superuser");
+    eye.execute("alter table notes disable row level security").await.expect("open it");
+    let probed = probe(&db).await.expect("probe");
+    assert!(!probed.findings.is_empty());
+    let text = format!("{:?}", probed.findings);
+    assert!(!text.contains("secret") && !text.contains(&acme.tenant_id().to_string()), "{text}");
+}
