@@ -224,7 +224,8 @@ pub(super) const RULES: &[Rule] = &[
             format('the policy %I on %s does nothing: row-level security is off', p.polname, c.oid::regclass) as explanation,
             format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY; -- or drop the policy', c.oid::regclass) as mend,
             format('SELECT relrowsecurity FROM pg_class WHERE oid = %L::regclass;', c.oid::regclass) as demonstrate
-       from pg_policy p join pg_class c on c.oid = p.polrelid join host_schemas n on n.oid = c.relnamespace where not c.relrowsecurity",
+       from pg_policy p join pg_class c on c.oid = p.polrelid join host_schemas n on n.oid = c.relnamespace
+      where not c.relrowsecurity and not exists (select from tenant_tables t where t.oid = c.oid and t.reached)",
     ),
     rule(
         "partition-unprotected",
