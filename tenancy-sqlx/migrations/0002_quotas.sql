@@ -359,7 +359,7 @@ create function tenancy.quota_lease(node uuid, of_tenants uuid[], metrics text[]
 declare r record;
 begin
   update tenancy.quota_nodes n set heartbeat_at = clock_timestamp() where n.id = node and n.ended_at is null;
-  if not found then raise exception 'tenancy: this node was given up' using errcode = '55000'; end if;
+  if not found then raise exception 'tenancy: this node was given up' using errcode = 'TN001'; end if;
   insert into tenancy.quota_counters (tenant_id, metric, period_start)
     select x.t, x.m, x.p from unnest(of_tenants, metrics, periods) x(t, m, p) order by 1, 2, 3 on conflict do nothing;
   insert into tenancy.quota_leases (tenant_id, metric, period_start, node_id)

@@ -179,7 +179,7 @@ impl CatalogCache {
 
     /// Asks in one message, which works on whichever server connection a pooler gives it. `sql` is ours: a [`TenantId`] prints as hex and
     /// hyphens, a [`TenantSlug`] as lower-case letters, digits and hyphens.
-    async fn ask(&self, sql: String) -> Result<Vec<PgRow>> {
+    pub(crate) async fn ask(&self, sql: String) -> Result<Vec<PgRow>> {
         let question = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&self.control);
         tokio::time::timeout(LOOKUP_TIMEOUT, question).await.map_err(|_| away())?.map_err(from_sqlx)
     }

@@ -2,6 +2,7 @@
 
 pub mod isolation;
 pub mod preflight;
+pub mod quota;
 pub mod schema;
 pub mod tx;
 

@@ -127,7 +127,7 @@ impl<S> Tx<S> {
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn savepoint(&mut self) -> Result<Savepoint<'_, S>> {
-        self.settle().await.map_err(from_sqlx)?;
+        self.settle_pending().await.map_err(from_sqlx)?;
         self.control(&format!("SAVEPOINT tenancy_{}", self.depth)).await.map_err(from_sqlx)?;
         self.depth += 1;
         Ok(Savepoint { depth: self.depth - 1, tx: self, released: false })
@@ -143,7 +143,7 @@ impl<S> Tx<S> {
     }
 
     /// Undoes what dropped savepoints left, before anything else runs.
-    async fn settle(&mut self) -> std::result::Result<(), sqlx::Error> {
+    async fn settle_pending(&mut self) -> std::result::Result<(), sqlx::Error> {
         self.alive()?;
         if let Some(depth) = self.unwind {
             self.control(&format!("ROLLBACK TO tenancy_{depth}; RELEASE tenancy_{depth}")).await?;
@@ -249,7 +249,7 @@ impl<S> Savepoint<'_, S> {
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn release(mut self) -> Result<()> {
-        self.tx.settle().await.map_err(from_sqlx)?;
+        self.tx.settle_pending().await.map_err(from_sqlx)?;
         self.tx.control(&format!("RELEASE tenancy_{}", self.depth)).await.map_err(from_sqlx)?;
         self.released = true;
         self.tx.depth = self.depth;
@@ -335,7 +335,7 @@ impl<'c, S: Send + fmt::Debug> Executor<'c> for &'c mut Tx<S> {
     {
         let query = Scoped { query, named: self.named_statements };
         let rows = stream::once(async move {
-            self.settle().await?;
+            self.settle_pending().await?;
             let Tx { lease, in_flight, .. } = self;
             *in_flight = true;
             Ok::<_, sqlx::Error>(Tracked { rows: lease.conn().fetch_many(query), in_flight })
@@ -357,7 +357,7 @@ impl<'c, S: Send + fmt::Debug> Executor<'c> for &'c mut Tx<S> {
         'c: 'e,
     {
         Box::pin(async move {
-            self.settle().await?;
+            self.settle_pending().await?;
             self.in_flight = true;
             let done = self.lease.conn().prepare_with(sql, parameters).await;
             self.in_flight = false;
@@ -370,7 +370,7 @@ impl<'c, S: Send + fmt::Debug> Executor<'c> for &'c mut Tx<S> {
         'c: 'e,
     {
         Box::pin(async move {
-            self.settle().await?;
+            self.settle_pending().await?;
             self.in_flight = true;
             let done = self.lease.conn().describe(sql).await;
             self.in_flight = false;

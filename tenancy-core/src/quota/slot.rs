@@ -154,26 +154,45 @@ impl Slot {
     /// # Errors
     /// The first [`Refusal`], and then nothing has been taken.
     pub fn admit(&self, node: &Node, priority: Priority, cost: u64, now: u64) -> Result<bool, Refusal> {
+        self.enter(node, priority, || self.pay(cost, now))
+    }
+
+    /// As [`admit`](Slot::admit), without spending units: where they can't be had, and it is not to be refused for that.
+    ///
+    /// # Errors
+    /// As `admit`, but for [`Short`](Refusal::Short) and [`Exhausted`](Refusal::Exhausted).
+    pub fn admit_unmetered(&self, node: &Node, priority: Priority, cost: u64, now: u64) -> Result<(), Refusal> {
+        self.enter(node, priority, || self.pass(cost, now))
+    }
+
+    fn enter<T>(&self, node: &Node, priority: Priority, pay: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
         let mine = self.in_flight.fetch_add(1, Relaxed) + 1;
         if mine > self.concurrency.load(Relaxed) {
             self.in_flight.fetch_sub(1, Relaxed);
             return Err(Refusal::Concurrency);
         }
-        let admitted = if node.enter(priority, mine) { self.pay(cost, now) } else { Err(Refusal::Shed) };
+        let admitted = if node.enter(priority, mine) { pay() } else { Err(Refusal::Shed) };
         if admitted.is_err() {
             self.release(node);
         }
         admitted
     }
 
-    fn pay(&self, cost: u64, now: u64) -> Result<bool, Refusal> {
+    fn rate(&self) -> Option<Rate> {
         let tolerance = self.tolerance.load(Relaxed);
-        let rate = Rate::from_parts(self.interval.load(Relaxed), tolerance);
-        if tolerance > 0 {
-            rate.take(&self.arrival, cost, now).map_err(Refusal::Rate)?;
-        }
+        (tolerance > 0).then(|| Rate::from_parts(self.interval.load(Relaxed), tolerance))
+    }
+
+    fn pass(&self, cost: u64, now: u64) -> Result<(), Refusal> {
+        self.rate().map_or(Ok(()), |rate| rate.take(&self.arrival, cost, now)).map_err(Refusal::Rate)
+    }
+
+    fn pay(&self, cost: u64, now: u64) -> Result<bool, Refusal> {
+        self.pass(cost, now)?;
         let paid = self.spend(cost, now);
-        if paid.is_err() && tolerance > 0 {
+        if paid.is_err()
+            && let Some(rate) = self.rate()
+        {
             rate.give_back(&self.arrival, cost);
         }
         paid
@@ -234,8 +253,7 @@ impl Slot {
 
     /// How many units fit in the rate at `now`, and how many at most; `None` without a rate.
     pub fn rate_left(&self, now: u64) -> Option<(u64, u64)> {
-        let rate = Rate::from_parts(self.interval.load(Relaxed), self.tolerance.load(Relaxed));
-        (rate.burst() > 0).then(|| (rate.remaining(&self.arrival, now), rate.burst()))
+        self.rate().map(|rate| (rate.remaining(&self.arrival, now), rate.burst()))
     }
 }
 

@@ -64,7 +64,8 @@ impl SystemTx {
         let changed = self.put(tenant, quota, false).await?;
         if changed {
             let detail = serde_json::to_value(quota).unwrap_or_default();
-            self.audit(&AuditEvent::new(self.actor().clone(), "quota.set", quota.metric.name()).with_tenant(tenant).with_detail(detail)).await?;
+            self.audit(&AuditEvent::new(self.actor().clone(), "quota.set", quota.metric.name()).with_tenant(tenant).with_detail(detail))
+                .await?;
         }
         Ok(changed)
     }

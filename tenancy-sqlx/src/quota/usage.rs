@@ -56,7 +56,14 @@ impl SystemTx {
     ///
     /// # Cancel safety
     /// As there.
-    pub async fn usage(&mut self, of: TenantId, metric: Metric, from: DateTime<Utc>, to: DateTime<Utc>, by: Resolution) -> Result<Vec<Point>> {
+    pub async fn usage(
+        &mut self,
+        of: TenantId,
+        metric: Metric,
+        from: DateTime<Utc>,
+        to: DateTime<Utc>,
+        by: Resolution,
+    ) -> Result<Vec<Point>> {
         series(&mut *self, of, metric, from, to, by).await
     }
 }
@@ -74,7 +81,14 @@ const DAYS: &str = "with rolled as (select until from tenancy.usage_rolled where
       from tenancy.usage u, rolled where u.tenant_id = $1 and u.metric = $2 and u.at >= greatest($3, rolled.until) and u.at < $4 group by 1 order by 1 limit $5";
 const MINUTES: &str = "select u.at, u.value from tenancy.usage u where u.tenant_id = $1 and u.metric = $2 and u.at >= $3 and u.at < $4 and $6 is not null order by 1 limit $5";
 
-async fn series<'c, E>(conn: E, tenant: TenantId, metric: Metric, from: DateTime<Utc>, to: DateTime<Utc>, by: Resolution) -> Result<Vec<Point>>
+async fn series<'c, E>(
+    conn: E,
+    tenant: TenantId,
+    metric: Metric,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+    by: Resolution,
+) -> Result<Vec<Point>>
 where
     E: Executor<'c, Database = Postgres>,
 {
