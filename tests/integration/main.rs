@@ -9,6 +9,7 @@ mod checker;
 mod guard;
 mod isolation;
 mod macros;
+mod noninterference;
 mod pooler;
 mod preflight;
 mod schema;
