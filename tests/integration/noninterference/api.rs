@@ -130,7 +130,7 @@ impl Player {
 
     /// A creation under a key that others use as well, mostly for the same request.
     fn once_plan(&mut self) -> Plan {
-        let key = self.rng.random_range(0..40);
+        let key = self.rng.random_range(0..15);
         let name = if self.chance(85) { format!("Once {key}") } else { self.name() };
         let key = if self.chance(95) { format!("key-{key}") } else { "not a key".to_owned() };
         Plan::new("POST", "/api/v1/projects").json(&json!({ "name": name })).with("idempotency-key", key).learns(Kind::Project)
@@ -142,7 +142,7 @@ impl Player {
             0..4 => {
                 let body = json!({ "title": self.name(), "content": self.fresh() });
                 let plan = Plan::new("POST", format!("/api/v1/projects/{project}/documents")).json(&body).learns(Kind::Document);
-                if self.chance(30) { plan.with("idempotency-key", format!("key-{}", self.rng.random_range(0..60))) } else { plan }
+                if self.chance(30) { plan.with("idempotency-key", format!("key-{}", self.rng.random_range(0..20))) } else { plan }
             }
             4 => self.list_plan(format!("/api/v1/projects/{project}/documents")),
             5..7 => self.if_none_match(Plan::new("GET", format!("/api/v1/documents/{id}"))),

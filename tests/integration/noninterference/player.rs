@@ -1,10 +1,11 @@
 //! A tenant who takes random steps: the same ones for the same seed, as long as the answers are the same.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use harness::actors::{Member, Operator, Stranger};
-use rand::rngs::StdRng;
 use rand::Rng;
+use rand::rngs::StdRng;
 use tenancy_core::TenantContext;
 use tenancy_sqlx::TenantDb;
 use uuid::Uuid;
@@ -14,6 +15,8 @@ use uuid::Uuid;
 pub(super) struct Board {
     projects: Mutex<Vec<(usize, String)>>,
     documents: Mutex<Vec<(usize, String)>>,
+    /// What the subject was given.
+    given: Mutex<HashSet<String>>,
 }
 
 /// What an id names.
@@ -37,12 +40,18 @@ impl Board {
         }
     }
 
-    /// A recent id of another player. The subject, who is the first, takes it away: it asks for each once, so that it may as well be an
-    /// id that nobody has.
+    /// A recent id of another player. The subject, who is the first, gets each one once: alone it asks for an id that nobody has, and can't
+    /// ask for it again.
     fn foreign(&self, kind: Kind, me: usize) -> Option<String> {
-        let mut list = self.of(kind);
-        let at = list.iter().rposition(|(owner, _)| *owner != me && (me == 0 || *owner == 0))?;
-        Some(if me == 0 { list.remove(at).1 } else { list[at].1.clone() })
+        let list = self.of(kind);
+        let mut theirs = list.iter().rev().filter(|(owner, _)| *owner != me && (me == 0 || *owner == 0)).map(|(_, id)| id);
+        if me != 0 {
+            return theirs.next().cloned();
+        }
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = theirs.find(|id| !given.contains(*id))?.clone();
+        given.insert(id.clone());
+        Some(id)
     }
 }
 
