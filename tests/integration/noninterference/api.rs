@@ -50,8 +50,8 @@ impl Player {
         }
         let plan = match self.rng.random_range(0..20) {
             0..8 => self.project_plan(),
-            8..13 => self.document_plan(),
-            13..18 => self.attachment_plan(),
+            8..12 => self.document_plan(),
+            12..17 => self.attachment_plan(),
             _ => self.odd_plan(),
         };
         let (who, reply) = match self.rng.random_range(0..40) {
@@ -193,7 +193,7 @@ impl Player {
             plan.body = body.to_vec();
             plan
         };
-        match self.rng.random_range(0..14) {
+        match self.rng.random_range(0..15) {
             0..4 => Plan::new("GET", "/api/v1/tenant"),
             4 => odd(b"{\"name\": \"x\""),
             5 => odd(b"{\"name\": \"x\", \"tenant_id\": \"0198c0de-0000-7000-8000-00000000dead\"}"),
@@ -203,7 +203,7 @@ impl Player {
             9 => odd(format!("{{\"name\": \"{}\"}}", "x".repeat(5_000)).as_bytes()),
             10 => Plan::new("POST", "/api/v1/projects").with("content-type", "text/plain"),
             11 => Plan::new("GET", "/api/v1/nothing"),
-            12 => Plan::new("DELETE", "/api/v1/projects"),
+            12..14 => Plan::new("DELETE", "/api/v1/projects"),
             _ => Plan::new("GET", "/api/v1/tenants"),
         }
     }

@@ -48,14 +48,43 @@ const SERVER_READS: &[&str] = &[
     "select max(version)::text || ' ' || max(length(description)) from projects",
 ];
 
+/// Every row of the server's tables.
+const SERVER_ROWS: &[&str] = &[
+    "select to_jsonb(p)::text from projects p order by id",
+    "select to_jsonb(d)::text from documents d order by id",
+    "select concat_ws(' ', name, size, sha256, content_type) from attachments order by document_id, name collate \"C\"",
+    "select concat_ws(' ', actor, key, status, etag, location, body) from idempotency_keys order by actor, key collate \"C\"",
+    "select concat_ws(' ', actor_kind, actor_id, action, target, outcome, detail) from tenancy.audit_events order by at, id",
+];
+
+/// Every row of the tests' own tables.
+const KIT_ROWS: &[&str] = &[
+    "select to_jsonb(n)::text from notes n order by body collate \"C\", id",
+    "select to_jsonb(c)::text from comments c order by body collate \"C\", id",
+    "select to_jsonb(e)::text from entries e order by id, side",
+];
+
 impl Player {
     /// Reads the server's tables.
     pub(super) async fn server_step(&mut self) -> String {
-        let parts: Vec<Part> = (0..self.rng.random_range(1..3)).map(|_| Part::Run(self.pick_static(SERVER_READS), vec![])).collect();
+        let reads: Vec<_> = (0..self.rng.random_range(1..3)).map(|_| self.pick_static(SERVER_READS)).collect();
+        self.seen(true, &reads).await
+    }
+
+    /// All that is left of it in both databases.
+    pub(super) async fn everything(&mut self) -> String {
+        let mut text = self.seen(true, SERVER_ROWS).await;
+        text.push_str(&self.seen(false, KIT_ROWS).await);
+        text
+    }
+
+    async fn seen(&self, server: bool, reads: &[&'static str]) -> String {
+        let (db, cx) = if server { (&self.server, &self.server_cx) } else { (&self.kit, &self.kit_cx) };
+        let parts: Vec<Part> = reads.iter().map(|sql| Part::Run(sql, vec![])).collect();
         let mut text = String::new();
-        match self.server.read(&self.server_cx).await {
+        match db.read(cx).await {
             Ok(mut tx) => perform(&mut tx, &parts, &mut text).await,
-            Err(error) => text = format!("begin: {error:?}"),
+            Err(error) => text = format!("begin: {} {error}", error.kind()),
         }
         text
     }
