@@ -194,7 +194,8 @@ impl Player {
             plan
         };
         match self.rng.random_range(0..15) {
-            0..4 => Plan::new("GET", "/api/v1/tenant"),
+            0..3 => Plan::new("GET", "/api/v1/tenant"),
+            3 | 12 => Plan::new("DELETE", "/api/v1/projects"),
             4 => odd(b"{\"name\": \"x\""),
             5 => odd(b"{\"name\": \"x\", \"tenant_id\": \"0198c0de-0000-7000-8000-00000000dead\"}"),
             6 => odd(b"{\"name\": 7}"),
@@ -203,7 +204,6 @@ impl Player {
             9 => odd(format!("{{\"name\": \"{}\"}}", "x".repeat(5_000)).as_bytes()),
             10 => Plan::new("POST", "/api/v1/projects").with("content-type", "text/plain"),
             11 => Plan::new("GET", "/api/v1/nothing"),
-            12..14 => Plan::new("DELETE", "/api/v1/projects"),
             _ => Plan::new("GET", "/api/v1/tenants"),
         }
     }
