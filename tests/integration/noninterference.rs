@@ -120,7 +120,7 @@ impl World {
 
 /// What the subject was told, and what the others did meanwhile.
 async fn run(seed: u64, steps: usize, others: usize, sabotage: Sabotage) -> (Transcript, Arc<Deeds>) {
-    let world = World::start(seed % 2 == 0, sabotage).await;
+    let world = World::start(seed.is_multiple_of(2), sabotage).await;
     let mut subject = world.player(0, "subject", seed).await;
     let mut crowd = Vec::new();
     for other in 1..=others {

@@ -112,7 +112,10 @@ impl Player {
         let ended = match end {
             End::Commit => tx.commit().await,
             End::Rollback => tx.rollback().await,
-            End::Drop => Ok(drop(tx)),
+            End::Drop => {
+                drop(tx);
+                Ok(())
+            }
         };
         if let Err(error) = ended {
             let _ = write!(text, "end: {} {error}", error.kind());
@@ -289,7 +292,12 @@ fn perform<'a>(tx: &'a mut TenantTx, parts: &'a [Part], text: &'a mut String) ->
                     Ok(mut savepoint) => {
                         text.push_str("savepoint\n");
                         perform(&mut savepoint, parts, text).await;
-                        let ended = if *kept { savepoint.release().await } else { Ok(drop(savepoint)) };
+                        let ended = if *kept {
+                            savepoint.release().await
+                        } else {
+                            drop(savepoint);
+                            Ok(())
+                        };
                         let _ = writeln!(
                             text,
                             "kept: {kept} {}",
