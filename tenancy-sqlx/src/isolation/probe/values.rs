@@ -160,7 +160,9 @@ fn base(ty: &PgType, modifier: i32, words: &[String], place: Place<'_>) -> Vec<S
     match ty.name.as_str() {
         "bool" => strings(&["true", "false"]),
         "int2" => numeric(&numbers, [format!("{}", 20_000 + (marks.number % 1_000) * 10 + n % 10)]),
-        "int4" | "int8" | "float4" | "float8" | "money" | "oid" => numeric(&numbers, [marks.number(n)]),
+        "int4" | "int8" | "float4" | "float8" | "money" | "oid" => {
+            numeric(&numbers, [marks.number(n)]).into_iter().chain((1..12).map(|k| marks.number(n + 16 * k))).collect()
+        }
         "numeric" => {
             // The precision is in the upper half of the modifier, the scale in the lower.
             let (precision, scale) = if modifier < 4 { (30, 0) } else { ((modifier - 4) >> 16, (modifier - 4) & 0x7ff) };
@@ -169,7 +171,8 @@ fn base(ty: &PgType, modifier: i32, words: &[String], place: Place<'_>) -> Vec<S
             let fits = if full.len() <= most { full } else { full[full.len() - most..].trim_start_matches('0').to_owned() };
             numeric(&numbers, [if fits.is_empty() { "0".to_owned() } else { fits }])
         }
-        "uuid" => vec![marks.uuid(n)],
+        // Several, for partitions by hash.
+        "uuid" => (0..12).map(|k| marks.uuid(n + 16 * k)).collect(),
         "date" | "timestamp" | "timestamptz" => {
             let day = format!("{}-{:02}-{:02}", 2001 + marks.number % 20, 1 + n % 12, 1 + marks.number % 28);
             let mut all = vec![day];
@@ -281,9 +284,8 @@ fn texts(modifier: i32, quoted: &[String], numbers: &[String], place: Place<'_>)
         "UTC".to_owned(),
         String::new(),
     ]);
-    for length in [8, 16, 32, 40, 64, 128] {
-        all.push(tail(length));
-    }
+    all.extend([8, 16, 32, 40, 64, 128].map(tail));
+    all.extend((1..12).map(|k| marks.token(n + 16 * k)));
     // Positions must stay the same from place to place, so what is too long is cut, not left out.
     all.into_iter().map(|text| text.chars().take(most).collect()).collect()
 }
