@@ -182,7 +182,8 @@ async fn a_rich_schema_is_fully_planted_and_shows_nothing() {
     let probed = probe(&db).await.expect("probe");
     for table in tables {
         for kind in ["a read:", "an update:", "a delete:", "an insert:"] {
-            let shown = probed.findings.iter().any(|f| f.rule == "rls-off" && f.object == table && f.explanation.starts_with(kind));
+            let of_rule = |f: &Finding| f.rule == "rls-off" || f.rule == "partition-unprotected";
+            let shown = probed.findings.iter().any(|f| of_rule(f) && f.object == table && f.explanation.starts_with(kind));
             assert!(shown, "{table}, {kind} {}", told(&probed.findings));
         }
     }
@@ -215,6 +216,49 @@ async fn every_shown_defect_is_shown() {
         .map(|(defect, found)| format!("{}: {}\n   found: {}", defect.rule, defect.sql, told(&found)))
         .collect()
         .await;
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// What is wrong with the application's role itself: each is made on a role of the test's own, after it was found good at opening.
+const OF_ROLES: &[(&str, &str)] = &[
+    ("app-bypassrls", "alter role {app} bypassrls"),
+    ("app-superuser", "alter role {app} superuser"),
+    (
+        "app-becomes-owner",
+        "grant tenancy_owner to {app}; alter table notes no force row level security; alter policy tenancy_fence on notes to tenancy_app",
+    ),
+    ("app-becomes-bypass", "grant tenancy_admin to {app}"),
+    ("app-owns-table", "alter table notes owner to {app}; alter table notes no force row level security"),
+    ("app-createrole", "alter role {app} createrole"),
+    ("app-member-of-predefined", "grant pg_read_server_files to {app}"),
+    ("tenant-function-owner", "grant create on schema tenancy to {app}; alter function tenancy.current_tenant() owner to {app}"),
+];
+
+#[tokio::test]
+async fn what_is_wrong_with_the_role_is_shown() {
+    let mut missed = Vec::new();
+    for (rule, sql) in OF_ROLES {
+        let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+        let mut eye = database.superuser().await.expect("superuser");
+        let made = Defect {
+            rule,
+            sql: "grant select on tenancy.migrations, tenancy.tenants to {app}; grant execute on all functions in schema tenancy to {app}",
+            shown: true,
+        };
+        let made = made.make(&mut eye).await;
+        let url = database.app_url().replace("tenancy_app", &made.app);
+        let options = Options::new(&url).and_then(|options| options.with_admin_url(&database.admin_url())).expect("options");
+        let db = TenantDb::open(options).await.expect("open");
+        let sound = probe(&db).await.expect("probe");
+        eye.execute(AssertSqlSafe(sql.replace("{app}", &made.app))).await.expect(sql);
+        let probed = probe(&db).await.expect(sql);
+        db.close().await;
+        made.undo(&mut eye).await;
+        assert!(sound.findings.is_empty(), "{}", told(&sound.findings));
+        if !probed.findings.iter().any(|finding| finding.rule == *rule) {
+            missed.push(format!("{rule}: {sql}\n   found: {}", told(&probed.findings)));
+        }
+    }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 

@@ -271,7 +271,8 @@ impl Prober<'_> {
     async fn inserts(&mut self, relation: &Relation, tenant: &str) -> Result<()> {
         let (attacker, victim) = (self.attacker, self.victim);
         let Some(theirs) = self.recipes.row(self.facts, relation, victim.1, 5) else { return Ok(()) };
-        let defaulted = |name: &String| name != tenant && relation.column(name).is_some_and(|column| column.default.is_some());
+        let defaulted =
+            |name: &String| name != tenant && relation.column(name).is_some_and(|column| column.default.is_some() && !column.is_drawn());
         let short: Vec<_> = theirs.iter().filter(|(name, _)| !defaulted(name)).cloned().collect();
         for values in [theirs, short] {
             let sql = insert(relation, &values);

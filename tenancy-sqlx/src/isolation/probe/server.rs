@@ -148,7 +148,9 @@ impl Prober<'_> {
                 bare.conn.execute("ROLLBACK").await.map_err(from_sqlx)?;
                 seen = if round == 2 { count.unwrap_or_default() } else { 0 };
             }
-            if seen > 0 {
+            // Said anew, it must answer otherwise: what crosses without being prepared is another finding.
+            let own = inner.begin_for("BEGIN", self.victim.0.tenant_id());
+            if seen > 0 && self.bare(bare, &own, &sql).await?.count() == 0 {
                 self.crossed(&PREPARED, relation, &sql, "prepared for one tenant, it answers another with the first one's rows");
             }
         }
@@ -184,6 +186,10 @@ impl Prober<'_> {
         let facts = self.facts;
         for relation in facts.relations.iter().filter(|r| r.tenant.is_some() && r.select) {
             let sql = format!("select count(*) from (select from {} limit 1) x", relation.sql);
+            let told = |crossing: &Crossing| std::ptr::eq(crossing.kind, &UNBOUND) && crossing.sql == sql;
+            if self.crossed.iter().any(told) {
+                continue; // on any connection
+            }
             let own = inner.begin_for("BEGIN", attacker.tenant_id());
             self.bare(bare, &own, &sql).await?;
             if self.bare(bare, "BEGIN", &sql).await?.count() > 0 {

@@ -30,7 +30,7 @@ impl Marks {
     pub(super) fn seen_in(&self, text: &str) -> String {
         let Self { tenant, token, uuid, number } = self;
         let bytes: String = token.bytes().map(|b| format!("{b:02x}")).collect();
-        format!("{text} ~ '{tenant}|{token}|{uuid}|{bytes}|{number}0'")
+        format!("{text} ~ '{tenant}|{token}|{uuid}|{bytes}|\\m{number}0[01][0-9]{{2}}\\M'")
     }
 
     fn token(&self, n: u32) -> String {
@@ -244,7 +244,6 @@ fn texts(modifier: i32, quoted: &[String], numbers: &[String], place: Place<'_>)
     };
     let mut all = vec![if token.len() <= most { token.clone() } else { tail(most) }];
     for literal in quoted {
-        all.push(literal.clone());
         if literal.contains(['^', '[', '$', '\\', '(']) {
             for variety in 0..4 {
                 all.push(pattern::sample(literal, u64::from(marks.number) * 1_000 + u64::from(n) * 10 + variety));
@@ -253,6 +252,7 @@ fn texts(modifier: i32, quoted: &[String], numbers: &[String], place: Place<'_>)
         if literal.contains(['%', '_']) {
             all.push(literal.replace('%', &token).replace('_', "a"));
         }
+        all.push(literal.clone());
     }
     for length in numbers.iter().filter_map(|k| k.parse::<usize>().ok()).filter(|k| (1..=10_000).contains(k)) {
         all.push(tail(length));
