@@ -303,3 +303,31 @@ async fn findings_do_not_tell_values() {
     let text = format!("{:?}", probed.findings);
     assert!(!text.contains("secret") && !text.contains(&acme.tenant_id().to_string()), "{text}");
 }
+
+#[tokio::test]
+async fn a_cancelled_probe_is_cleaned_up_by_a_later_one() {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let db = TenantDb::open(database.options().with_max_connections(1)).await.expect("open");
+    let mut eye = database.superuser().await.expect("superuser");
+    let before = fingerprint(&mut eye).await;
+    let canaries = "select count(*) from notes where body like 'canary%'";
+    let mut probing = Box::pin(probe(&db));
+    loop {
+        let cut = tokio::time::timeout(std::time::Duration::from_millis(20), &mut probing).await;
+        assert!(cut.is_err(), "the probe came to its end before its canaries were seen");
+        let seen: i64 = sqlx::query_scalar(canaries).fetch_one(&mut eye).await.expect("count");
+        if seen > 0 {
+            break;
+        }
+    }
+    drop(probing);
+    // A probe that may still be running is let alone.
+    assert!(probe(&db).await.expect("probe").findings.is_empty());
+    let seen: i64 = sqlx::query_scalar(canaries).fetch_one(&mut eye).await.expect("count");
+    assert!(seen > 0);
+    eye.execute("update tenancy.tenants set created_at = created_at - interval '2 hours', version = version + 1")
+        .await
+        .expect("time goes by");
+    assert!(probe(&db).await.expect("probe").findings.is_empty());
+    assert_eq!(fingerprint(&mut eye).await, before);
+}

@@ -167,7 +167,7 @@ impl Prober<'_> {
         drop(part);
         tx.rollback().await?;
         let mut tx = self.db.begin(attacker).await?;
-        let slow = sqlx::raw_sql("select pg_sleep(2)").execute(&mut tx);
+        let slow = sqlx::raw_sql("select pg_sleep(0.3)").execute(&mut tx);
         let _ = tokio::time::timeout(std::time::Duration::from_millis(20), slow).await;
         drop(tx);
         let _ = tokio::time::timeout(std::time::Duration::from_micros(200), self.db.begin(attacker)).await;
@@ -248,13 +248,15 @@ impl Prober<'_> {
                 self.about(&SCHEMA, None, schema, &sql, "rows can be kept where every tenant reads them, and names be taken");
             }
         }
+        let owner = self.db.inner().roles.owner();
         let database: &str = &bare.options.get_database().unwrap_or_default().to_owned();
         let attempts = [
             (&TENANT_FUNCTION, Some("tenancy"), "tenancy.current_tenant()", "alter function tenancy.current_tenant() immutable".to_owned()),
             (&DATABASE, None, database, "create schema tenancy_probe".to_owned()),
             (&TEMPORARY, None, database, "create temporary table tenancy_probe (id int)".to_owned()),
             (&ATTRIBUTES, None, app.as_str(), format!("alter role \"{app}\" bypassrls")),
-            (&ATTRIBUTES, None, app.as_str(), "create role tenancy_probe_role bypassrls".to_owned()),
+            (&ATTRIBUTES, None, app.as_str(), "create role tenancy_probe_role".to_owned()),
+            (&ATTRIBUTES, None, app.as_str(), format!("grant {owner} to \"{app}\"")),
         ];
         for (kind, schema, object, sql) in attempts {
             if self.bare(bare, "BEGIN", &sql).await?.error.is_none() {
