@@ -471,7 +471,11 @@ fn calls(types: &[String], victim: &Side) -> Vec<Vec<String>> {
             "json" | "jsonb" => vec!["{}".to_owned()],
             _ => return Vec::new(),
         };
-        calls = calls.iter().flat_map(|call| values.iter().map(|value| [call.as_slice(), &[value.clone()]].concat())).take(CALLS).collect();
+        calls = calls
+            .iter()
+            .flat_map(|call| values.iter().map(|value| [call.as_slice(), std::slice::from_ref(value)].concat()))
+            .take(CALLS)
+            .collect();
     }
     calls
 }

@@ -422,10 +422,9 @@ async fn solve(
         lists.join(", "),
         numbers.join(" + ")
     );
-    let rows = match admin.run(None, &sql).await {
-        Ok(rows) => rows,
+    let Ok(rows) = admin.run(None, &sql).await else {
         // A CHECK that can't be asked this way: let the INSERT say.
-        Err(_) => return Ok(vec![picks.into_iter().map(|column| (column, Pick::Candidate(0))).collect()]),
+        return Ok(vec![picks.into_iter().map(|column| (column, Pick::Candidate(0))).collect()]);
     };
     let solution = |row: &PgRow| {
         let nth = |k: usize| row.try_get::<String, _>(k).ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or_default();

@@ -249,11 +249,11 @@ impl Prober<'_> {
             }
         }
         let owner = self.db.inner().roles.owner();
-        let database: &str = &bare.options.get_database().unwrap_or_default().to_owned();
+        let database = bare.options.get_database().unwrap_or_default().to_owned();
         let attempts = [
             (&TENANT_FUNCTION, Some("tenancy"), "tenancy.current_tenant()", "alter function tenancy.current_tenant() immutable".to_owned()),
-            (&DATABASE, None, database, "create schema tenancy_probe".to_owned()),
-            (&TEMPORARY, None, database, "create temporary table tenancy_probe (id int)".to_owned()),
+            (&DATABASE, None, database.as_str(), "create schema tenancy_probe".to_owned()),
+            (&TEMPORARY, None, database.as_str(), "create temporary table tenancy_probe (id int)".to_owned()),
             (&ATTRIBUTES, None, app.as_str(), format!("alter role \"{app}\" bypassrls")),
             (&ATTRIBUTES, None, app.as_str(), "create role tenancy_probe_role".to_owned()),
             (&ATTRIBUTES, None, app.as_str(), format!("grant {owner} to \"{app}\"")),

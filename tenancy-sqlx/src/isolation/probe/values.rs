@@ -230,7 +230,7 @@ fn numeric(numbers: &[String], mark: [String; 1]) -> Vec<String> {
         [literal.clone()].into_iter().chain(next.into_iter().flatten())
     });
     let usual = ["1", "0", "2", "5", "10", "50", "100", "0.5", "1000", "2026", "-1"].map(ToOwned::to_owned);
-    mark.into_iter().chain(near).chain(usual.into_iter()).collect()
+    mark.into_iter().chain(near).chain(usual).collect()
 }
 
 /// Strings that columns of text ask for.
