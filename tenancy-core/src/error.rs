@@ -33,6 +33,8 @@ pub enum ErrorKind {
     VersionMismatch,
     /// The input is larger than allowed.
     TooLarge,
+    /// The tenant would have more of something than its quota allows. Nothing was kept.
+    QuotaExceeded,
     /// The transaction can't be committed: a statement in it failed, or it was ended by hand. Nothing was kept.
     TransactionAborted,
     /// The database chose this transaction as a victim (serialization failure, deadlock): run it again.
@@ -60,6 +62,7 @@ impl ErrorKind {
             Self::Conflict => "conflict",
             Self::VersionMismatch => "version-mismatch",
             Self::TooLarge => "too-large",
+            Self::QuotaExceeded => "quota-exceeded",
             Self::TransactionAborted => "transaction-aborted",
             Self::Retry => "retry",
             Self::OutcomeUnknown => "outcome-unknown",

@@ -11,6 +11,7 @@ use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext, TenantId};
 use crate::catalog::{CatalogCache, PgCatalog};
 use crate::dangerous::Dangerous;
 use crate::error::from_sqlx;
+use crate::isolation::{self, Finding};
 use crate::lease::Lease;
 use crate::preflight;
 use crate::schema::Roles;
@@ -256,6 +257,22 @@ impl TenantDb {
     /// Safe.
     pub async fn ping(&self) -> Result<()> {
         self.0.catalog.refresh().await
+    }
+
+    /// What the [checker](crate::isolation) finds in this database, worst first, about the role that this service logs in as. It reads the
+    /// catalogs only: on the administrative pool, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`isolation::inspect`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn inspect(&self) -> Result<Vec<Finding>> {
+        let pool = self.0.admin.as_ref().unwrap_or(&self.0.pool);
+        // Not BEGIN: the checker has its own. It only proves that the connection is alive.
+        let mut lease = Lease::begin(pool, "SELECT", self.0.scrub).await.map_err(from_sqlx)?;
+        let login = self.0.pool.connect_options().get_username().to_owned();
+        isolation::inspect(lease.conn(), &self.0.roles, &login).await
     }
 
     /// Closes all connections, once the transactions that hold them have ended.

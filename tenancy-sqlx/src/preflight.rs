@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tenancy_core::{Error, ErrorKind, Result, TenantId};
 
 use crate::error::from_sqlx;
+use crate::isolation::{Severity, inspect_by};
 use crate::schema::{Roles, required_version};
 use crate::seal::SealKey;
 
@@ -38,6 +39,8 @@ pub enum Refusal {
     ServerVersion,
     /// The database is sealed and the key is missing or wrong, or there is a key and no seal, or the login can break the seal.
     Seal,
+    /// Another critical [rule](crate::isolation::RULES) of the isolation checker, by its name, is broken.
+    Leak(&'static str),
 }
 
 impl Refusal {
@@ -55,6 +58,7 @@ impl Refusal {
             Self::DefaultTenant => "default-tenant",
             Self::ServerVersion => "server-version",
             Self::Seal => "seal",
+            Self::Leak(rule) => rule,
         }
     }
 }
@@ -103,14 +107,7 @@ pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles, seal_key: Opti
             exists (select from pg_proc p where p.proname = 'enter' and p.pronamespace = (select oid from pg_namespace where nspname = 'tenancy')) as sealed,
             array(select s.setrole::regrole::text || ' in ' || coalesce(d.datname, 'every database')
                     from pg_db_role_setting s left join pg_database d on d.oid = s.setdatabase, unnest(s.setconfig) c
-                   where c like 'tenancy.tenant_id=%' and s.setrole in (0, r.oid) and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))) as defaults,
-            array(select c.oid::regclass::text from pg_class c join pg_attribute a on a.attrelid = c.oid
-                   where c.relkind in ('r', 'p') and a.attname = 'tenant_id' and not a.attisdropped
-                     and c.relnamespace::regnamespace::text !~ '^(pg_|information_schema|tenancy$)'
-                     and has_table_privilege(r.oid, c.oid, 'select, insert, update, delete')
-                     and not (c.relrowsecurity and c.relforcerowsecurity and exists (
-                         select from pg_policy p where p.polrelid = c.oid and p.polname = 'tenancy_fence' and not p.polpermissive and p.polcmd = '*' and p.polroles = '{0}'))
-                   order by 1) as unprotected
+                   where c like 'tenancy.tenant_id=%' and s.setrole in (0, r.oid) and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))) as defaults
          from pg_roles r where r.rolname = current_user",
     )
     .fetch_one(&mut *conn)
@@ -161,8 +158,18 @@ pub(crate) async fn check(conn: &mut PgConnection, roles: &Roles, seal_key: Opti
         }
         None => refuse(Refusal::SchemaVersion, "the schema tenancy is missing: migrate first".to_owned()),
     }
-    for table in facts.get::<Vec<String>, _>("unprotected") {
-        refuse(Refusal::UnprotectedTable, format!("{table} has a tenant_id and no fence: CALL tenancy.protect_table('{table}')"));
+    // Without the schema there is nothing to ask, and a superuser's every right would be told one by one.
+    if version >= Some(needs) && !superuser {
+        for finding in inspect_by(conn, roles, &login, |rule| rule.severity == Severity::Critical || rule.id == "rls-not-forced").await? {
+            let refusal = match finding.rule {
+                "rls-off" | "rls-not-forced" | "partition-unprotected" | "child-unprotected" => Refusal::UnprotectedTable,
+                rule if rule.starts_with("fence-") => Refusal::UnprotectedTable,
+                // Said above, in the login's own terms.
+                rule if rule.starts_with("app-") || rule.starts_with("default-tenant-") || rule == "seal-weak" => continue,
+                rule => Refusal::Leak(rule),
+            };
+            refuse(refusal, format!("{}: {}", finding.explanation, finding.mend));
+        }
     }
     let server: i32 = facts.get("server");
     let (major, minor) = (server / 10_000, server % 10_000);

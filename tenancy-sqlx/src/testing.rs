@@ -34,6 +34,7 @@ use tenancy_core::{Actor, Error, NewTenant, Principal, Result, Role, TenantCatal
 use crate::db::{Options, TenantDb};
 use crate::embedded::{self, Server};
 use crate::error::from_sqlx;
+use crate::isolation::{AllowList, Report, Severity};
 use crate::schema::{self, Roles, Schema};
 
 const SUPERUSER: &str = "postgres";
@@ -131,6 +132,49 @@ impl TestDatabase {
         let owner = Principal::Member { subject: "owner".parse()?, role: Role::Owner };
         Ok(TenantContext::establish(tenant.into_active()?, owner))
     }
+}
+
+/// Fails the test unless tenants are apart in `db`: one call in a host's suite, which every later migration must then pass.
+///
+/// The version of the server is not judged: the one that tests run on is not the one that serves.
+///
+/// ```no_run
+/// # async fn test() -> tenancy_core::Result<()> {
+/// use tenancy_sqlx::testing::{TestDatabase, assert_isolated};
+///
+/// let database = TestDatabase::with_migrations(&sqlx::migrate!("./migrations")).await?; // your folder
+/// assert_isolated(&database.open().await?).await;
+/// # Ok(()) }
+/// ```
+///
+/// # Panics
+/// With the [report](Report) if anything is found that is a [`Warning`](Severity::Warning) or worse, and if `db` can't be inspected.
+///
+/// # Cancel safety
+/// Safe.
+pub async fn assert_isolated(db: &TenantDb) {
+    assert_isolated_except(db, &AllowList::default()).await;
+}
+
+/// [`assert_isolated`], but for what `allow` accepts.
+///
+/// ```no_run
+/// # async fn test(db: tenancy_sqlx::TenantDb) -> tenancy_core::Result<()> {
+/// let allow = std::fs::read_to_string("isolation.json").expect("readable").parse()?;
+/// tenancy_sqlx::testing::assert_isolated_except(&db, &allow).await;
+/// # Ok(()) }
+/// ```
+///
+/// # Panics
+/// As [`assert_isolated`]; also once an entry of the list has expired.
+///
+/// # Cancel safety
+/// Safe.
+pub async fn assert_isolated_except(db: &TenantDb, allow: &AllowList) {
+    let mut findings = db.inspect().await.unwrap_or_else(|error| panic!("this database can't be inspected: {error}"));
+    findings.retain(|finding| finding.rule != "server-version");
+    let report = Report::apply(findings, allow, db.inner().clock.now());
+    assert!(report.worst() < Some(Severity::Warning), "tenants are not apart:\n{report}");
 }
 
 impl Drop for TestDatabase {

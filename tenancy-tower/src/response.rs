@@ -20,7 +20,7 @@ pub const fn status(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::Invalid => StatusCode::BAD_REQUEST,
         ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
-        ErrorKind::Forbidden | ErrorKind::TenantInactive => StatusCode::FORBIDDEN,
+        ErrorKind::Forbidden | ErrorKind::TenantInactive | ErrorKind::QuotaExceeded => StatusCode::FORBIDDEN,
         ErrorKind::NotFound | ErrorKind::TenantNotFound => StatusCode::NOT_FOUND,
         ErrorKind::Conflict => StatusCode::CONFLICT,
         ErrorKind::VersionMismatch => StatusCode::PRECONDITION_FAILED,
@@ -43,6 +43,7 @@ const fn title(kind: ErrorKind) -> &'static str {
         ErrorKind::Conflict => "The state of the resource forbids this",
         ErrorKind::VersionMismatch => "The resource has changed",
         ErrorKind::TooLarge => "The request is too large",
+        ErrorKind::QuotaExceeded => "A quota is used up",
         ErrorKind::Retry | ErrorKind::Unavailable => "The service is not available now",
         ErrorKind::OutcomeUnknown => "The outcome is not known",
         _ => "The server has failed",

@@ -4,6 +4,7 @@ pub mod actors;
 pub mod app;
 pub mod defects;
 pub mod pgbouncer;
+pub mod program;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

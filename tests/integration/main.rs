@@ -8,6 +8,7 @@ mod catalog;
 mod checker;
 mod guard;
 mod isolation;
+mod isolation_report;
 mod macros;
 mod pooler;
 mod preflight;

@@ -59,16 +59,21 @@ async fn every_refusal_has_its_cause_and_its_remedy() {
         (
             "grant select on notes to {login}; alter table notes disable row level security",
             Refusal::UnprotectedTable,
-            "protect_table('notes')",
+            "protect_table('public.notes'",
         ),
         (
             "grant select on notes to {login}; alter table notes no force row level security",
             Refusal::UnprotectedTable,
-            "protect_table('notes')",
+            "FORCE ROW LEVEL SECURITY",
         ),
-        ("grant select on notes to {login}; drop policy tenancy_fence on notes", Refusal::UnprotectedTable, "protect_table('notes')"),
-        ("create table bare (tenant_id uuid); grant select on bare to {login}", Refusal::UnprotectedTable, "protect_table('bare')"),
+        ("grant select on notes to {login}; drop policy tenancy_fence on notes", Refusal::UnprotectedTable, "protect_table('public.notes'"),
+        ("create table bare (tenant_id uuid); grant select on bare to {login}", Refusal::UnprotectedTable, "protect_table('public.bare'"),
         ("delete from tenancy.migrations", Refusal::SchemaVersion, "migrate first"),
+        // What only the checker knows.
+        ("alter function tenancy.current_tenant() immutable", Refusal::Leak("tenant-function-immutable"), "STABLE"),
+        ("grant truncate on notes to {login}", Refusal::Leak("grant-truncate"), "REVOKE TRUNCATE"),
+        ("create view v as select * from notes; grant select on v to {login}", Refusal::Leak("view-bypasses"), "security_invoker"),
+        ("alter table tenancy.tenants disable row level security", Refusal::Leak("catalog-open"), "ENABLE ROW LEVEL SECURITY"),
     ] {
         let found = refusals_after(sql).await;
         assert!(found.iter().any(|(found, text)| *found == refusal && text.contains(remedy)), "{sql}: {found:?}");

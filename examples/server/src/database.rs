@@ -2,9 +2,11 @@
 
 use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
 use tenancy_core::{Error, ErrorKind, Result};
 #[cfg(unix)]
 use tenancy_sqlx::embedded;
+use tenancy_sqlx::isolation::{Finding, inspect};
 use tenancy_sqlx::{Options, Refusal, Refused, Roles, Schema, TenantDb, from_sqlx};
 
 use crate::config::{Config, given};
@@ -112,22 +114,7 @@ impl Database {
     /// # Cancel safety
     /// Safe.
     pub async fn open(&self, config: &Config) -> Result<TenantDb> {
-        let mut options = Options::new(&self.app_url).map_err(|e| about("DATABASE_URL", e))?.with_max_connections(config.max_connections);
-        if let Some(url) = &self.admin_url {
-            options = options.with_admin_url(url).map_err(|e| about("TENANCY_ADMIN_DATABASE_URL", e))?;
-        }
-        let db = TenantDb::open(options).await.map_err(|e| {
-            let refused = std::error::Error::source(&e).and_then(|source| source.downcast_ref::<Refused>());
-            let old = refused.is_some_and(|refused| refused.refusals().any(|(refusal, _)| refusal == Refusal::SchemaVersion));
-            about(
-                if old {
-                    "to migrate, set TENANCY_ADMIN_DATABASE_URL and run tenancy-server migrate; DATABASE_URL"
-                } else {
-                    "DATABASE_URL"
-                },
-                e,
-            )
-        })?;
+        let db = self.open_any(config).await?;
         let (has, needs) = (self.domain_version().await?, required_version());
         if has != Some(needs) {
             let has = has.map_or_else(|| "none".to_owned(), |version| version.to_string());
@@ -138,6 +125,49 @@ impl Database {
             return Err(Error::new(ErrorKind::Misconfigured, why));
         }
         Ok(db)
+    }
+
+    /// Opens the database of any service.
+    pub(crate) async fn open_any(&self, config: &Config) -> Result<TenantDb> {
+        let mut options = Options::new(&self.app_url).map_err(|e| about("DATABASE_URL", e))?.with_max_connections(config.max_connections);
+        if let Some(url) = &self.admin_url {
+            options = options.with_admin_url(url).map_err(|e| about("TENANCY_ADMIN_DATABASE_URL", e))?;
+        }
+        TenantDb::open(options).await.map_err(|e| {
+            let refused = std::error::Error::source(&e).and_then(|source| source.downcast_ref::<Refused>());
+            let old = refused.is_some_and(|refused| refused.refusals().any(|(refusal, _)| refusal == Refusal::SchemaVersion));
+            about(
+                if old {
+                    "to migrate, set TENANCY_ADMIN_DATABASE_URL and run tenancy-server migrate; DATABASE_URL"
+                } else {
+                    "DATABASE_URL"
+                },
+                e,
+            )
+        })
+    }
+
+    /// What the checker finds, about the role `app`. It asks as the administrator if there is one, and works on a database that can't be opened
+    /// for serving.
+    ///
+    /// # Errors
+    /// Those of [`inspect`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn inspect(&self, app: &str) -> Result<Vec<Finding>> {
+        let (variable, url) = match &self.admin_url {
+            Some(url) => ("TENANCY_ADMIN_DATABASE_URL", url),
+            None => ("DATABASE_URL", &self.app_url),
+        };
+        let mut conn = sqlx::PgConnection::connect(url).await.map_err(|e| about(variable, from_sqlx(e)))?;
+        inspect(&mut conn, &Roles::default(), app).await.map_err(|e| about(variable, e))
+    }
+
+    /// The user of `DATABASE_URL`, if it has one.
+    pub(crate) fn login(&self) -> Option<String> {
+        let options: PgConnectOptions = self.app_url.parse().ok()?;
+        Some(options.get_username().to_owned())
     }
 
     /// The newest migration of the domain that the database has.

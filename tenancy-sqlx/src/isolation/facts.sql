@@ -3,7 +3,9 @@ with given as (
 ),
 -- Every role whose rights the application's login has or can take, itself included.
 app_roles as materialized (
-  select r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.oid = g.oid as login
+  select r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.oid = g.oid as login,
+         -- The role that was granted to the login itself, and leads to this one.
+         (select min(m.roleid::regrole::text) from pg_auth_members m where m.member = g.oid and pg_has_role(m.roleid, r.oid, 'member')) as via
     from given, pg_roles r, pg_roles g
    where g.rolname = given.app and (r.oid = g.oid or (not g.rolsuper and pg_has_role(g.oid, r.oid, 'member')))
 ),

@@ -1,17 +1,25 @@
 //! Isolation, proven: every way that a schema, role, function or pool can leak is found by rule.
 //!
-//! [`inspect`] reads the catalogs and returns [`Finding`]s.
+//! [`inspect`] reads the catalogs and returns [`Finding`]s. A [`Report`] sets aside what an [`AllowList`] accepts, and prints the rest for
+//! people, programs and code scanners.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::Serialize;
+use tenancy_core::Error;
 
+mod allow;
 mod inspect;
 mod probe;
+mod report;
 mod rules;
 
+pub use allow::{AllowList, Allowed};
 pub use inspect::inspect;
+pub(crate) use inspect::inspect_by;
 pub use probe::{Probed, probe};
+pub use report::Report;
 pub use rules::{RULES, Rule};
 
 /// How much a finding matters.
@@ -30,6 +38,9 @@ pub enum Severity {
 }
 
 impl Severity {
+    /// All of them, the least first.
+    pub const ALL: [Self; 4] = [Self::Info, Self::Warning, Self::High, Self::Critical];
+
     /// The lower-case name.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -44,6 +55,17 @@ impl Severity {
 impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Severity {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Invalid`](tenancy_core::ErrorKind::Invalid), with the names that there are.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::ALL.into_iter().find(|severity| severity.as_str() == text);
+        found.ok_or_else(|| Error::invalid("severity", "must be info, warning, high or critical"))
     }
 }
 
@@ -65,4 +87,15 @@ pub struct Finding {
     pub mend: String,
     /// The SQL that shows it.
     pub demonstrate: String,
+}
+
+impl Finding {
+    /// `schema.object`, or the object alone where there is no schema. A schema whose name has a dot or quote in it is quoted.
+    pub fn name(&self) -> String {
+        match &self.schema {
+            Some(schema) if schema.contains(['.', '"']) => format!("\"{}\".{}", schema.replace('"', "\"\""), self.object),
+            Some(schema) => format!("{schema}.{}", self.object),
+            None => self.object.clone(),
+        }
+    }
 }

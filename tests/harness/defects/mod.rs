@@ -1,6 +1,7 @@
 //! Schemas with one defect each: what the checker must find, and the probe confirm.
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use tenancy_sqlx::isolation::Finding;
 
 mod keys;
 mod objects;
@@ -83,6 +84,19 @@ impl Defect {
 }
 
 impl Made {
+    /// `finding` with the names that a reader of the docs knows.
+    pub fn anonymous(&self, mut finding: Finding, names: &[(&str, &str)]) -> Finding {
+        for text in [&mut finding.object, &mut finding.explanation, &mut finding.mend, &mut finding.demonstrate] {
+            for (from, to) in names {
+                *text = text.replace(from, to);
+            }
+            for role in &self.roles {
+                *text = text.replace(role, if *role == self.app { "tenancy_app" } else { "other_login" });
+            }
+        }
+        finding
+    }
+
     /// Drops the roles.
     pub async fn undo(self, eye: &mut PgConnection) {
         for role in self.roles {

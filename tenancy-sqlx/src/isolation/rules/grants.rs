@@ -117,7 +117,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application may call set_config()",
         "select 'pg_catalog'::text as schema, 'set_config(text,text,boolean)'::text as object,
             format('%s may call set_config(): SQL injected into an expression binds another tenant', string_agg(r.rolname, ', ')) as explanation,
-            'REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM PUBLIC; -- and from the roles named' as mend,
+            format('REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM PUBLIC, %s;', string_agg(quote_ident(r.rolname), ', ')) as mend,
             format('BEGIN; SET LOCAL ROLE %I; SELECT set_config(''tenancy.tenant_id'', gen_random_uuid()::text, true); ROLLBACK;', min(r.rolname)) as demonstrate
        from given, app_roles r where not r.rolsuper and r.rolname not in (given.owner, given.admin)
         and has_function_privilege(r.oid, 'pg_catalog.set_config(text, text, boolean)', 'execute') having count(*) > 0",
@@ -128,7 +128,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application may read what its other sessions run",
         "select 'pg_catalog'::text as schema, f as object,
             format('%s may call %s: all tenants'' sessions have one login, and each reads the others'' statements', string_agg(r.rolname, ', '), f) as explanation,
-            format('REVOKE EXECUTE ON FUNCTION pg_catalog.%s FROM PUBLIC;', f) as mend,
+            format('REVOKE EXECUTE ON FUNCTION pg_catalog.%s FROM PUBLIC, %s;', f, string_agg(quote_ident(r.rolname), ', ')) as mend,
             'SELECT pid, query FROM pg_stat_activity;' as demonstrate
        from given, app_roles r, unnest(array['pg_stat_get_activity(integer)', 'pg_stat_get_backend_activity(integer)']) f
       where not r.rolsuper and has_function_privilege(r.oid, 'pg_catalog.' || f, 'execute') group by f",
@@ -139,7 +139,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application may call a function that reads or writes files",
         "select n.nspname as schema, p.oid::regprocedure::text as object,
             format('%s may call %s: the server''s files hold every tenant''s rows', string_agg(r.rolname, ', '), p.oid::regprocedure) as explanation,
-            format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC; -- and from the roles named', p.oid::regprocedure) as mend,
+            format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC, %s;', p.oid::regprocedure, string_agg(quote_ident(r.rolname), ', ')) as mend,
             format('SELECT has_function_privilege(%L, %L, ''execute'');', min(r.rolname), p.oid::regprocedure) as demonstrate
        from app_roles r, pg_proc p join pg_namespace n on n.oid = p.pronamespace
       where p.proname in ('pg_read_file', 'pg_read_binary_file', 'pg_ls_dir', 'pg_stat_file', 'lo_import', 'lo_export', 'pg_file_write', 'pg_file_read', 'pg_current_logfile', 'pg_ls_waldir', 'pg_ls_logdir')
@@ -151,7 +151,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application may open connections from inside the database",
         "select n.nspname as schema, p.oid::regprocedure::text as object,
             format('%s may call %s: a connection from the server to itself has rights of its own, and no tenant', string_agg(r.rolname, ', '), p.oid::regprocedure) as explanation,
-            format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC; -- or DROP EXTENSION dblink', p.oid::regprocedure) as mend,
+            format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC, %s; -- or DROP EXTENSION dblink', p.oid::regprocedure, string_agg(quote_ident(r.rolname), ', ')) as mend,
             format('SELECT has_function_privilege(%L, %L, ''execute'');', min(r.rolname), p.oid::regprocedure) as demonstrate
        from app_roles r, pg_proc p join pg_namespace n on n.oid = p.pronamespace
       where p.proname in ('dblink', 'dblink_connect', 'dblink_connect_u', 'dblink_exec', 'dblink_open', 'dblink_send_query') and not r.rolsuper and has_function_privilege(r.oid, p.oid, 'execute')

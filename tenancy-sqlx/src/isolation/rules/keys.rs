@@ -63,7 +63,7 @@ pub(super) const RULES: &[Rule] = &[
         "select k.schema, k.name as object,
             format('the foreign key %I of %s (%s) does not hold %I equal to %I of %s: a row can point to another tenant''s', k.conname, k.sql, k.def, k.tenant_column, k.to_column, k.to_sql) as explanation,
             format('ALTER TABLE %s DROP CONSTRAINT %I, ADD FOREIGN KEY (%I, …) REFERENCES %s (%I, …);', k.sql, k.conname, k.tenant_column, k.to_sql, k.to_column) as mend,
-            format('SELECT pg_get_constraintdef(%s);', k.oid) as demonstrate
+            format('SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %L::regclass AND conname = %L;', k.sql, k.conname) as demonstrate
        from foreign_keys k where k.tenant_num is not null and (k.tenant_num = any (k.conkey) or k.to_num = any (k.confkey)) and k.tenant_points_to is distinct from k.to_num",
     ),
     rule(
@@ -105,7 +105,7 @@ pub(super) const RULES: &[Rule] = &[
             format('the foreign key %I of %s is %s: rows may point to another tenant''s', k.conname, k.sql, case when k.convalidated then 'switched off' else 'NOT VALID' end) as explanation,
             case when k.convalidated then format('ALTER TABLE %s ENABLE TRIGGER ALL; -- then look for rows that point nowhere', k.sql)
                  else format('ALTER TABLE %s VALIDATE CONSTRAINT %I;', k.sql, k.conname) end as mend,
-            format('SELECT convalidated FROM pg_constraint WHERE oid = %s;', k.oid) as demonstrate
+            format('SELECT convalidated FROM pg_constraint WHERE conrelid = %L::regclass AND conname = %L;', k.sql, k.conname) as demonstrate
        from foreign_keys k where k.tenant_num is not null
         and (not k.convalidated or exists (select from pg_trigger t where t.tgconstraint = k.oid and t.tgenabled = 'D'))",
     ),

@@ -24,7 +24,7 @@ pub struct Rule {
     /// Selects `schema, object, explanation, mend, demonstrate` (all text; only `schema` may be null) after the text of `facts.sql`.
     pub(super) sql: &'static str,
     /// The oldest major version of PostgreSQL that has what the question is about.
-    pub(super) since: u32,
+    pub(super) since: i32,
 }
 
 const fn rule(id: &'static str, severity: Severity, summary: &'static str, sql: &'static str) -> Rule {
@@ -32,7 +32,7 @@ const fn rule(id: &'static str, severity: Severity, summary: &'static str, sql: 
 }
 
 impl Rule {
-    const fn since(self, major: u32) -> Self {
+    const fn since(self, major: i32) -> Self {
         Self { since: major, ..self }
     }
 }

@@ -52,7 +52,7 @@ pub(super) const RULES: &[Rule] = &[
         "select t.schema, t.name as object,
             format('the rule %I on %s makes its statements something else, with the rights of the owner %s', r.rulename, t.sql, t.relowner::regrole) as explanation,
             format('DROP RULE %I ON %s; -- and use a trigger', r.rulename, t.sql) as mend,
-            format('SELECT pg_get_ruledef(%s);', r.oid) as demonstrate
+            format('SELECT definition FROM pg_rules WHERE schemaname = %L AND tablename = %L AND rulename = %L;', t.schema, t.name, r.rulename) as demonstrate
        from tenant_tables t join pg_rewrite r on r.ev_class = t.oid where r.rulename <> '_RETURN'",
     ),
     rule(

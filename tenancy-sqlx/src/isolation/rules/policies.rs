@@ -113,7 +113,7 @@ pub(super) const RULES: &[Rule] = &[
         "select p.schema, p.name as object,
             format('the %s reads a setting itself (%s): the kit never binds it, and SET by anybody it survives its transaction', p.what, coalesce(p.qual, p.checked)) as explanation,
             format('DROP POLICY %I ON %s; CALL tenancy.protect_table(%2$L, %L);', p.polname, p.sql, p.tenant_column) as mend,
-            format('SELECT pg_get_expr(polqual, polrelid) FROM pg_policy WHERE oid = %s;', p.oid) as demonstrate
+            format('SELECT pg_get_expr(polqual, polrelid) FROM pg_policy WHERE polrelid = %L::regclass AND polname = %L;', p.sql, p.polname) as demonstrate
        from deciding p where p.permissive and coalesce(p.qual, '') || coalesce(p.checked, '') ~ 'current_setting\\('",
     ),
     rule(
@@ -133,7 +133,7 @@ pub(super) const RULES: &[Rule] = &[
         "a policy that decides shows rows without a tenant to all",
         "select p.schema, p.name as object,
             format('the %s shows rows whose %I is NULL to every tenant (%s); with the same WITH CHECK every tenant writes and changes them', p.what, p.tenant_column, coalesce(p.qual, p.checked)) as explanation,
-            format('DROP POLICY %I ON %s; CALL tenancy.protect_table(%2$L, %L); -- what belongs to all: a table of its own, declared global', p.polname, p.sql, p.tenant_column) as mend,
+            format('ALTER TABLE %2$s ALTER %3$I SET NOT NULL; DROP POLICY %1$I ON %2$s; CALL tenancy.protect_table(%2$L, %3$L); -- what belongs to all: a table of its own, declared global', p.polname, p.sql, p.tenant_column) as mend,
             format('BEGIN; SET LOCAL ROLE %I; SELECT * FROM %s WHERE %I IS NULL; ROLLBACK;', given.app, p.sql, p.tenant_column) as demonstrate
        from given, deciding p where p.permissive and position(format('(%I IS NULL)', p.tenant_column) in coalesce(p.qual, '') || coalesce(p.checked, '')) > 0",
     ),
@@ -212,7 +212,7 @@ pub(super) const RULES: &[Rule] = &[
         "select p.schema, p.name as object,
             format('the %s reads %s: what that table holds, and who may write it, decides what a tenant sees', p.what, string_agg(distinct d.refobjid::regclass::text, ', ')) as explanation,
             format('DROP POLICY %I ON %s; CALL tenancy.protect_table(%2$L, %L);', p.polname, p.sql, p.tenant_column) as mend,
-            format('SELECT pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) FROM pg_policy WHERE oid = %s;', p.oid) as demonstrate
+            format('SELECT pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid) FROM pg_policy WHERE polrelid = %L::regclass AND polname = %L;', p.sql, p.polname) as demonstrate
        from policies p join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid and d.refclassid = 'pg_class'::regclass and d.refobjid <> p.polrelid
       where p.for_app and p.permissive group by p.oid, p.what, p.schema, p.name, p.sql, p.polname, p.tenant_column",
     ),
@@ -224,7 +224,8 @@ pub(super) const RULES: &[Rule] = &[
             format('the policy %I on %s does nothing: row-level security is off', p.polname, c.oid::regclass) as explanation,
             format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY; -- or drop the policy', c.oid::regclass) as mend,
             format('SELECT relrowsecurity FROM pg_class WHERE oid = %L::regclass;', c.oid::regclass) as demonstrate
-       from pg_policy p join pg_class c on c.oid = p.polrelid join host_schemas n on n.oid = c.relnamespace where not c.relrowsecurity",
+       from pg_policy p join pg_class c on c.oid = p.polrelid join host_schemas n on n.oid = c.relnamespace
+      where not c.relrowsecurity and not exists (select from tenant_tables t where t.oid = c.oid and t.reached)",
     ),
     rule(
         "partition-unprotected",

@@ -70,7 +70,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application's role can become one that no policy binds",
         "select null::text as schema, r.rolname::text as object,
             format('%I is a member, straight or through others, of %I, which %s: SET ROLE is enough', given.app, r.rolname, case when r.rolsuper then 'is a superuser' else 'has BYPASSRLS' end) as explanation,
-            format('REVOKE %I FROM %I; -- or from the role in between', r.rolname, given.app) as mend,
+            format('REVOKE %s FROM %I;', r.via, given.app) as mend,
             format('BEGIN; SET LOCAL ROLE %I; SET LOCAL ROLE %I; SELECT current_user; ROLLBACK;', given.app, r.rolname) as demonstrate
        from given, app_roles r where not r.login and (r.rolsuper or r.rolbypassrls)",
     ),
@@ -80,7 +80,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application's role can become the owner of tenants' tables",
         "select null::text as schema, r.rolname::text as object,
             format('%I is a member, straight or through others, of %I, which owns tenants'' tables: it may switch their protection off', given.app, r.rolname) as explanation,
-            format('REVOKE %I FROM %I; -- or from the role in between', r.rolname, given.app) as mend,
+            format('REVOKE %s FROM %I;', r.via, given.app) as mend,
             format('BEGIN; SET LOCAL ROLE %I; SET LOCAL ROLE %I; SELECT current_user; ROLLBACK;', given.app, r.rolname) as demonstrate
        from given, app_roles r where not r.login and (r.rolname = given.owner or exists (select from tenant_tables t where t.relowner = r.oid))",
     ),
@@ -90,7 +90,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application's role is a member of one of PostgreSQL's own",
         "select null::text as schema, r.rolname::text as object,
             format('%I is a member of %I: it reads or writes what no grant gave it, or sees other sessions', given.app, r.rolname) as explanation,
-            format('REVOKE %I FROM %I;', r.rolname, given.app) as mend,
+            format('REVOKE %s FROM %I;', r.via, given.app) as mend,
             format('SELECT pg_has_role(%L, %L, ''member'');', given.app, r.rolname) as demonstrate
        from given, app_roles r where not r.login and r.rolname ~ '^pg_'",
     ),
@@ -100,7 +100,7 @@ pub(super) const RULES: &[Rule] = &[
         "the application's role is a member of another",
         "select null::text as schema, r.rolname::text as object,
             format('%I is a member of %I: whatever that role is ever granted, every tenant gets', given.app, r.rolname) as explanation,
-            format('REVOKE %I FROM %I;', r.rolname, given.app) as mend,
+            format('REVOKE %s FROM %I;', r.via, given.app) as mend,
             format('SELECT pg_has_role(%L, %L, ''member'');', given.app, r.rolname) as demonstrate
        from given, app_roles r where not r.login and r.rolname !~ '^pg_'",
     ),

@@ -54,7 +54,7 @@ pub(super) const RULES: &[Rule] = &[
           (not c.relrowsecurity, 'row-level security of tenancy.tenants is off: every tenant reads the list of customers', 'ALTER TABLE tenancy.tenants ENABLE ROW LEVEL SECURITY;'),
           (exists (select from pg_policy p where p.polrelid = c.oid and p.polpermissive and (p.polroles = '{0}' or exists (select from app_roles r where r.oid = any (p.polroles)))
                 and (p.polcmd <> 'r' or pg_get_expr(p.polqual, p.polrelid) <> '(id = ( SELECT tenancy.current_tenant() AS current_tenant))')),
-           'a policy of tenancy.tenants shows the application more than its own tenant', 'drop every policy of tenancy.tenants but own_row'),
+           'a policy of tenancy.tenants shows the application more than its own tenant', (select string_agg(format('DROP POLICY %I ON tenancy.tenants;', p.polname), ' ') from pg_policy p where p.polrelid = c.oid and p.polname <> 'own_row')),
           (exists (select from aclexplode(c.relacl) a where a.privilege_type <> 'SELECT' and (a.grantee = 0 or exists (select from app_roles r where r.oid = a.grantee and r.rolname not in (given.owner, given.admin)))),
            'the application may write tenancy.tenants', format('REVOKE ALL ON tenancy.tenants FROM %I, PUBLIC; GRANT SELECT ON tenancy.tenants TO %1$I;', given.app))
        ) w (open, what, mend)
@@ -83,7 +83,7 @@ pub(super) const RULES: &[Rule] = &[
           (exists (select from pg_policy p where p.polrelid = c.oid and p.polpermissive and (p.polroles = '{0}' or exists (select from app_roles r where r.oid = any (p.polroles)))
                 and (pg_get_expr(p.polqual, p.polrelid) <> '(tenant_id = ( SELECT tenancy.current_tenant() AS current_tenant))'
                      or pg_get_expr(p.polwithcheck, p.polrelid) <> '(tenant_id = ( SELECT tenancy.current_tenant() AS current_tenant))')),
-           'a policy of tenancy.audit_events shows the application more than its own tenant''s events', 'drop every policy of tenancy.audit_events but own_events')
+           'a policy of tenancy.audit_events shows the application more than its own tenant''s events', (select string_agg(format('DROP POLICY %I ON tenancy.audit_events;', p.polname), ' ') from pg_policy p where p.polrelid = c.oid and p.polname <> 'own_events'))
        ) w (open, what, mend)
       where c.oid = to_regclass('tenancy.audit_events') and w.open",
     ),
