@@ -7,7 +7,7 @@ use harness::MIGRATIONS;
 use harness::defects::{self, Defect};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use tenancy_core::ErrorKind;
-use tenancy_sqlx::isolation::{Finding, Probed, probe};
+use tenancy_sqlx::isolation::{Finding, probe};
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_sqlx::{Options, Roles, Schema, SealKey, TenantDb};
 
@@ -19,8 +19,9 @@ async fn fingerprint(eye: &mut PgConnection) -> BTreeMap<String, String> {
     let mut prints = BTreeMap::new();
     for row in sqlx::query(relations).fetch_all(&mut *eye).await.expect("relations") {
         let (name, condition): (String, String) = (row.get(0), row.get(1));
-        let sql =
-            format!("select count(*) || ' ' || coalesce(md5(string_agg(x::text, '|' order by x::text)), '') from {name} x{condition}");
+        let sql = format!(
+            "select count(*) || ' ' || coalesce(md5(string_agg(x::text, '|' order by x::text)), '') from (select * from {name}{condition}) x"
+        );
         let print = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *eye).await.expect("fingerprint");
         prints.insert(name, print);
     }
@@ -32,10 +33,6 @@ async fn fingerprint(eye: &mut PgConnection) -> BTreeMap<String, String> {
 /// Applies the SQL as the owner, as migrations are.
 async fn migrate(eye: &mut PgConnection, sql: &str) {
     eye.execute(AssertSqlSafe(format!("set role tenancy_owner; {sql}; reset role"))).await.expect("migrate");
-}
-
-async fn probed(database: &TestDatabase) -> Probed {
-    probe(&database.open().await.expect("open")).await.expect("probe")
 }
 
 fn told(findings: &[Finding]) -> String {
@@ -63,7 +60,6 @@ async fn a_clean_schema_shows_nothing_and_nothing_is_left() {
 
 /// A schema with something of everything that a row may have to satisfy.
 const RICH: &str = r#"
-create schema app;
 create type app.mood as enum ('sad', 'it''s fine', 'glad');
 create domain app.slug as text check (value ~ '^[a-z][a-z0-9-]{2,30}$');
 create domain app.email as text not null check (value like '%_@_%._%');
@@ -126,9 +122,9 @@ create table app.readings (
   primary key (tenant_id, at, id)
 ) partition by range (at);
 create table app.readings_2025 partition of app.readings for values from ('2025-01-01') to ('2026-01-01');
-create table app.readings_2026 partition of app.readings for values from ('2026-01-01') to ('2027-01-01') partition by list (value);
-create table app.readings_2026_one partition of app.readings_2026 for values in (1, 2);
-create table app.readings_2026_rest partition of app.readings_2026 default;
+create table app.readings_2026 partition of app.readings for values from ('2026-01-01') to ('2027-01-01') partition by hash (id);
+create table app.readings_2026_a partition of app.readings_2026 for values with (modulus 2, remainder 0);
+create table app.readings_2026_b partition of app.readings_2026 for values with (modulus 2, remainder 1);
 create table app.samples (
   tenant_id uuid not null,
   reading_at date not null,
@@ -159,6 +155,7 @@ grant usage on sequence app.bookings_id_seq to tenancy_app"#;
 async fn a_rich_schema_is_fully_planted_and_shows_nothing() {
     let database = TestDatabase::new().await.expect("database");
     let mut eye = database.superuser().await.expect("superuser");
+    eye.execute("create schema app authorization tenancy_owner").await.expect("a schema");
     migrate(&mut eye, RICH).await;
     let db = database.open().await.expect("open");
     let before = fingerprint(&mut eye).await;
@@ -173,8 +170,8 @@ async fn a_rich_schema_is_fully_planted_and_shows_nothing() {
         "readings",
         "readings_2025",
         "readings_2026",
-        "readings_2026_one",
-        "readings_2026_rest",
+        "readings_2026_a",
+        "readings_2026_b",
         "samples",
         "left_side",
         "right_side",
@@ -185,7 +182,8 @@ async fn a_rich_schema_is_fully_planted_and_shows_nothing() {
     let probed = probe(&db).await.expect("probe");
     for table in tables {
         for kind in ["a read:", "an update:", "a delete:", "an insert:"] {
-            let shown = probed.findings.iter().any(|f| f.rule == "rls-off" && f.object == table && f.explanation.starts_with(kind));
+            let of_rule = |f: &Finding| f.rule == "rls-off" || f.rule == "partition-unprotected";
+            let shown = probed.findings.iter().any(|f| of_rule(f) && f.object == table && f.explanation.starts_with(kind));
             assert!(shown, "{table}, {kind} {}", told(&probed.findings));
         }
     }
@@ -218,6 +216,49 @@ async fn every_shown_defect_is_shown() {
         .map(|(defect, found)| format!("{}: {}\n   found: {}", defect.rule, defect.sql, told(&found)))
         .collect()
         .await;
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// What is wrong with the application's role itself: each is made on a role of the test's own, after it was found good at opening.
+const OF_ROLES: &[(&str, &str)] = &[
+    ("app-bypassrls", "alter role {app} bypassrls"),
+    ("app-superuser", "alter role {app} superuser"),
+    (
+        "app-becomes-owner",
+        "grant tenancy_owner to {app}; alter table notes no force row level security; alter policy tenancy_fence on notes to tenancy_app",
+    ),
+    ("app-becomes-bypass", "grant tenancy_admin to {app}"),
+    ("app-owns-table", "alter table notes owner to {app}; alter table notes no force row level security"),
+    ("app-createrole", "alter role {app} createrole"),
+    ("app-member-of-predefined", "grant pg_read_server_files to {app}"),
+    ("tenant-function-owner", "grant create on schema tenancy to {app}; alter function tenancy.current_tenant() owner to {app}"),
+];
+
+#[tokio::test]
+async fn what_is_wrong_with_the_role_is_shown() {
+    let mut missed = Vec::new();
+    for (rule, sql) in OF_ROLES {
+        let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+        let mut eye = database.superuser().await.expect("superuser");
+        let made = Defect {
+            rule,
+            sql: "grant select on tenancy.migrations, tenancy.tenants to {app}; grant execute on all functions in schema tenancy to {app}",
+            shown: true,
+        };
+        let made = made.make(&mut eye).await;
+        let url = database.app_url().replace("tenancy_app", &made.app);
+        let options = Options::new(&url).and_then(|options| options.with_admin_url(&database.admin_url())).expect("options");
+        let db = TenantDb::open(options).await.expect("open");
+        let sound = probe(&db).await.expect("probe");
+        eye.execute(AssertSqlSafe(sql.replace("{app}", &made.app))).await.expect(sql);
+        let probed = probe(&db).await.expect(sql);
+        db.close().await;
+        made.undo(&mut eye).await;
+        assert!(sound.findings.is_empty(), "{}", told(&sound.findings));
+        if !probed.findings.iter().any(|finding| finding.rule == *rule) {
+            missed.push(format!("{rule}: {sql}\n   found: {}", told(&probed.findings)));
+        }
+    }
     assert!(missed.is_empty(), "{}", missed.join("\n"));
 }
 
@@ -261,4 +302,32 @@ async fn findings_do_not_tell_values() {
     assert!(!probed.findings.is_empty());
     let text = format!("{:?}", probed.findings);
     assert!(!text.contains("secret") && !text.contains(&acme.tenant_id().to_string()), "{text}");
+}
+
+#[tokio::test]
+async fn a_cancelled_probe_is_cleaned_up_by_a_later_one() {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let db = TenantDb::open(database.options().with_max_connections(1)).await.expect("open");
+    let mut eye = database.superuser().await.expect("superuser");
+    let before = fingerprint(&mut eye).await;
+    let canaries = "select count(*) from notes where body like 'canary%'";
+    let mut probing = Box::pin(probe(&db));
+    loop {
+        let cut = tokio::time::timeout(std::time::Duration::from_millis(20), &mut probing).await;
+        assert!(cut.is_err(), "the probe came to its end before its canaries were seen");
+        let seen: i64 = sqlx::query_scalar(canaries).fetch_one(&mut eye).await.expect("count");
+        if seen > 0 {
+            break;
+        }
+    }
+    drop(probing);
+    // A probe that may still be running is let alone.
+    assert!(probe(&db).await.expect("probe").findings.is_empty());
+    let seen: i64 = sqlx::query_scalar(canaries).fetch_one(&mut eye).await.expect("count");
+    assert!(seen > 0);
+    eye.execute("update tenancy.tenants set created_at = created_at - interval '2 hours', version = version + 1")
+        .await
+        .expect("time goes by");
+    assert!(probe(&db).await.expect("probe").findings.is_empty());
+    assert_eq!(fingerprint(&mut eye).await, before);
 }

@@ -6,7 +6,7 @@ use super::{Defect, hidden, shown};
 pub(super) const DEFECTS: &[Defect] = &[
     shown("view-bypasses", "create view latest as select body from notes; grant select on latest to tenancy_app"),
     hidden("view-definer", "create view latest as select body from notes; alter view latest owner to tenancy_owner; grant select on latest to tenancy_app"),
-    shown(
+    hidden(
         "view-definer-nested",
         "create view inner_one with (security_invoker = true) as select body from notes; create view latest as select body from inner_one; grant select on latest to tenancy_app",
     ),

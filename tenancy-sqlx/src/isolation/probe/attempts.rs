@@ -271,7 +271,8 @@ impl Prober<'_> {
     async fn inserts(&mut self, relation: &Relation, tenant: &str) -> Result<()> {
         let (attacker, victim) = (self.attacker, self.victim);
         let Some(theirs) = self.recipes.row(self.facts, relation, victim.1, 5) else { return Ok(()) };
-        let defaulted = |name: &String| name != tenant && relation.column(name).is_some_and(|column| column.default.is_some());
+        let defaulted =
+            |name: &String| name != tenant && relation.column(name).is_some_and(|column| column.default.is_some() && !column.is_drawn());
         let short: Vec<_> = theirs.iter().filter(|(name, _)| !defaulted(name)).cloned().collect();
         for values in [theirs, short] {
             let sql = insert(relation, &values);
@@ -470,7 +471,11 @@ fn calls(types: &[String], victim: &Side) -> Vec<Vec<String>> {
             "json" | "jsonb" => vec!["{}".to_owned()],
             _ => return Vec::new(),
         };
-        calls = calls.iter().flat_map(|call| values.iter().map(|value| [call.as_slice(), &[value.clone()]].concat())).take(CALLS).collect();
+        calls = calls
+            .iter()
+            .flat_map(|call| values.iter().map(|value| [call.as_slice(), std::slice::from_ref(value)].concat()))
+            .take(CALLS)
+            .collect();
     }
     calls
 }

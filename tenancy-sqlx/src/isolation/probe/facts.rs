@@ -26,6 +26,13 @@ pub(super) struct Column {
     pub(super) update: bool,
 }
 
+impl Column {
+    /// Whether a value that is left out comes from a sequence, which would remember it.
+    pub(super) fn is_drawn(&self) -> bool {
+        self.identity || self.default.as_ref().is_some_and(|default| default.contains("nextval("))
+    }
+}
+
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Check {
     pub(super) sql: String,

@@ -72,7 +72,7 @@ pub async fn probe(db: &TenantDb) -> Result<Probed> {
         tracing::warn!("the probe's rows of {table} could not be removed");
     }
     let (crossed, unplanted, attempts) = done?;
-    Ok(Probed { findings: report::findings(crossed, &inspected), unplanted, left, attempts })
+    Ok(Probed { findings: report::findings(crossed, &inspected, &app), unplanted, left, attempts })
 }
 
 /// Everything between the making of tenants and their removal.

@@ -12,7 +12,7 @@ use crate::db::TenantDb;
 use crate::error::from_sqlx;
 
 /// Tries to insert into one table, in each mode, before it counts as one that nothing can be planted in.
-const TRIES: usize = 16;
+const TRIES: usize = 48;
 /// What is tried for a CHECK over several columns.
 const COMBINATIONS: usize = 40_000;
 
@@ -281,7 +281,7 @@ async fn plan(admin: &mut Admin, facts: &Facts, relation: &Relation, side: &Side
     }
     let (mut recipe, mut open) = (Recipe::new(), Vec::new());
     for column in relation.columns.iter().filter(|column| !column.generated) {
-        let drawn = column.identity || column.default.as_ref().is_some_and(|default| default.contains("nextval("));
+        let drawn = column.is_drawn();
         let defaulted = column.default.is_some() && !drawn;
         if let Some(pick) = fixed.get(&column.name) {
             recipe.push((column.name.clone(), pick.clone()));
@@ -387,7 +387,7 @@ async fn solve(
             if admin.holds(&format!("select {offer}")).await {
                 good.push(i);
             }
-            if good.len() >= if checks.is_empty() { 1 } else { most.max(2) } {
+            if good.len() >= if checks.is_empty() { 3 } else { most.max(2) } {
                 break;
             }
         }
@@ -422,10 +422,9 @@ async fn solve(
         lists.join(", "),
         numbers.join(" + ")
     );
-    let rows = match admin.run(None, &sql).await {
-        Ok(rows) => rows,
+    let Ok(rows) = admin.run(None, &sql).await else {
         // A CHECK that can't be asked this way: let the INSERT say.
-        Err(_) => return Ok(vec![picks.into_iter().map(|column| (column, Pick::Candidate(0))).collect()]),
+        return Ok(vec![picks.into_iter().map(|column| (column, Pick::Candidate(0))).collect()]);
     };
     let solution = |row: &PgRow| {
         let nth = |k: usize| row.try_get::<String, _>(k).ok().and_then(|text| text.parse::<usize>().ok()).unwrap_or_default();

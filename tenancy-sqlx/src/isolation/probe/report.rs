@@ -24,12 +24,12 @@ pub(super) struct Crossing {
 }
 
 /// One finding for each rule, object and kind of attempt.
-pub(super) fn findings(crossings: Vec<Crossing>, inspected: &[Finding]) -> Vec<Finding> {
+pub(super) fn findings(crossings: Vec<Crossing>, inspected: &[Finding], app: &str) -> Vec<Finding> {
     let mut seen = BTreeSet::new();
     let mut found: Vec<_> = crossings
         .into_iter()
         .filter_map(|crossing| {
-            let finding = finding(&crossing, inspected);
+            let finding = finding(&crossing, inspected, app);
             seen.insert((finding.rule, finding.schema.clone(), finding.object.clone(), crossing.kind.name)).then_some(finding)
         })
         .collect();
@@ -37,8 +37,8 @@ pub(super) fn findings(crossings: Vec<Crossing>, inspected: &[Finding]) -> Vec<F
     found
 }
 
-fn finding(crossing: &Crossing, inspected: &[Finding]) -> Finding {
-    let (rule, mend) = match matching(crossing, inspected) {
+fn finding(crossing: &Crossing, inspected: &[Finding], app: &str) -> Finding {
+    let (rule, mend) = match matching(crossing, inspected, app) {
         Some(known) => (known.rule, known.mend.clone()),
         None => {
             let rule = crossing.kind.rules.first().copied().unwrap_or("rls-off");
@@ -56,16 +56,19 @@ fn finding(crossing: &Crossing, inspected: &[Finding]) -> Finding {
     }
 }
 
-/// The inspection's finding that explains it: one about the same object, best of a rule that is about this kind of attempt.
-fn matching<'a>(crossing: &Crossing, inspected: &'a [Finding]) -> Option<&'a Finding> {
+/// The inspection's finding that explains it: one about the same object, best of a rule that is about this kind of attempt; else one about
+/// the application's role; else one of such a rule.
+fn matching<'a>(crossing: &Crossing, inspected: &'a [Finding], app: &str) -> Option<&'a Finding> {
     let same_object = |finding: &&Finding| finding.schema == crossing.schema && finding.object == crossing.object;
     let rank = |finding: &&Finding| crossing.kind.rules.iter().position(|rule| *rule == finding.rule);
     let about = inspected.iter().filter(same_object);
     let of_kind =
         about.clone().filter(|finding| rank(finding).is_some()).min_by_key(|finding| (std::cmp::Reverse(finding.severity), rank(finding)));
     let worst = || about.filter(|finding| finding.severity >= Severity::High).max_by_key(|finding| finding.severity);
+    let of_app = |finding: &&Finding| finding.schema.is_none() && finding.object == app && finding.severity >= Severity::High;
+    let role = || inspected.iter().filter(of_app).max_by_key(|finding| finding.severity);
     let elsewhere = || inspected.iter().filter(|finding| rank(finding).is_some()).min_by_key(|finding| rank(finding));
-    of_kind.or_else(worst).or_else(elsewhere)
+    of_kind.or_else(worst).or_else(role).or_else(elsewhere)
 }
 
 #[cfg(test)]
@@ -105,15 +108,17 @@ mod tests {
             found("unique-without-tenant", Severity::High, "comments"),
             found("rls-off", Severity::Critical, "others"),
         ];
-        assert_eq!(finding(&crossing("notes"), &inspected).rule, "policy-open");
-        assert_eq!(finding(&crossing("comments"), &inspected).rule, "unique-without-tenant");
-        assert_eq!(finding(&crossing("entries"), &inspected).rule, "rls-off");
-        let unknown = finding(&crossing("notes"), &[]);
+        assert_eq!(finding(&crossing("notes"), &inspected, "app").rule, "policy-open");
+        assert_eq!(finding(&crossing("comments"), &inspected, "app").rule, "unique-without-tenant");
+        assert_eq!(finding(&crossing("entries"), &inspected, "app").rule, "rls-off");
+        let role = Finding { schema: None, ..found("app-bypassrls", Severity::Critical, "app") };
+        assert_eq!(finding(&crossing("entries"), &[role], "app").rule, "app-bypassrls");
+        let unknown = finding(&crossing("notes"), &[], "app");
         assert_eq!((unknown.rule, unknown.mend.as_str()), ("rls-off", "-- see docs/isolation/rls-off.md"));
     }
 
     #[test]
     fn the_same_crossing_is_told_once() {
-        assert_eq!(findings(vec![crossing("notes"), crossing("notes"), crossing("tasks")], &[]).len(), 2);
+        assert_eq!(findings(vec![crossing("notes"), crossing("notes"), crossing("tasks")], &[], "app").len(), 2);
     }
 }

@@ -148,7 +148,9 @@ impl Prober<'_> {
                 bare.conn.execute("ROLLBACK").await.map_err(from_sqlx)?;
                 seen = if round == 2 { count.unwrap_or_default() } else { 0 };
             }
-            if seen > 0 {
+            // Said anew, it must answer otherwise: what crosses without being prepared is another finding.
+            let own = inner.begin_for("BEGIN", self.victim.0.tenant_id());
+            if seen > 0 && self.bare(bare, &own, &sql).await?.count() == 0 {
                 self.crossed(&PREPARED, relation, &sql, "prepared for one tenant, it answers another with the first one's rows");
             }
         }
@@ -165,7 +167,7 @@ impl Prober<'_> {
         drop(part);
         tx.rollback().await?;
         let mut tx = self.db.begin(attacker).await?;
-        let slow = sqlx::raw_sql("select pg_sleep(2)").execute(&mut tx);
+        let slow = sqlx::raw_sql("select pg_sleep(0.3)").execute(&mut tx);
         let _ = tokio::time::timeout(std::time::Duration::from_millis(20), slow).await;
         drop(tx);
         let _ = tokio::time::timeout(std::time::Duration::from_micros(200), self.db.begin(attacker)).await;
@@ -184,6 +186,10 @@ impl Prober<'_> {
         let facts = self.facts;
         for relation in facts.relations.iter().filter(|r| r.tenant.is_some() && r.select) {
             let sql = format!("select count(*) from (select from {} limit 1) x", relation.sql);
+            let told = |crossing: &Crossing| std::ptr::eq(crossing.kind, &UNBOUND) && crossing.sql == sql;
+            if self.crossed.iter().any(told) {
+                continue; // on any connection
+            }
             let own = inner.begin_for("BEGIN", attacker.tenant_id());
             self.bare(bare, &own, &sql).await?;
             if self.bare(bare, "BEGIN", &sql).await?.count() > 0 {
@@ -242,13 +248,15 @@ impl Prober<'_> {
                 self.about(&SCHEMA, None, schema, &sql, "rows can be kept where every tenant reads them, and names be taken");
             }
         }
-        let database: &str = &bare.options.get_database().unwrap_or_default().to_owned();
+        let owner = self.db.inner().roles.owner();
+        let database = bare.options.get_database().unwrap_or_default().to_owned();
         let attempts = [
             (&TENANT_FUNCTION, Some("tenancy"), "tenancy.current_tenant()", "alter function tenancy.current_tenant() immutable".to_owned()),
-            (&DATABASE, None, database, "create schema tenancy_probe".to_owned()),
-            (&TEMPORARY, None, database, "create temporary table tenancy_probe (id int)".to_owned()),
+            (&DATABASE, None, database.as_str(), "create schema tenancy_probe".to_owned()),
+            (&TEMPORARY, None, database.as_str(), "create temporary table tenancy_probe (id int)".to_owned()),
             (&ATTRIBUTES, None, app.as_str(), format!("alter role \"{app}\" bypassrls")),
-            (&ATTRIBUTES, None, app.as_str(), "create role tenancy_probe_role bypassrls".to_owned()),
+            (&ATTRIBUTES, None, app.as_str(), "create role tenancy_probe_role".to_owned()),
+            (&ATTRIBUTES, None, app.as_str(), format!("grant {owner} to \"{app}\"")),
         ];
         for (kind, schema, object, sql) in attempts {
             if self.bare(bare, "BEGIN", &sql).await?.error.is_none() {

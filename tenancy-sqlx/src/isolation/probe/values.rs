@@ -30,7 +30,7 @@ impl Marks {
     pub(super) fn seen_in(&self, text: &str) -> String {
         let Self { tenant, token, uuid, number } = self;
         let bytes: String = token.bytes().map(|b| format!("{b:02x}")).collect();
-        format!("{text} ~ '{tenant}|{token}|{uuid}|{bytes}|{number}0'")
+        format!("{text} ~ '{tenant}|{token}|{uuid}|{bytes}|\\m{number}0[01][0-9]{{2}}\\M'")
     }
 
     fn token(&self, n: u32) -> String {
@@ -160,7 +160,9 @@ fn base(ty: &PgType, modifier: i32, words: &[String], place: Place<'_>) -> Vec<S
     match ty.name.as_str() {
         "bool" => strings(&["true", "false"]),
         "int2" => numeric(&numbers, [format!("{}", 20_000 + (marks.number % 1_000) * 10 + n % 10)]),
-        "int4" | "int8" | "float4" | "float8" | "money" | "oid" => numeric(&numbers, [marks.number(n)]),
+        "int4" | "int8" | "float4" | "float8" | "money" | "oid" => {
+            numeric(&numbers, [marks.number(n)]).into_iter().chain((1..12).map(|k| marks.number(n + 16 * k))).collect()
+        }
         "numeric" => {
             // The precision is in the upper half of the modifier, the scale in the lower.
             let (precision, scale) = if modifier < 4 { (30, 0) } else { ((modifier - 4) >> 16, (modifier - 4) & 0x7ff) };
@@ -169,7 +171,8 @@ fn base(ty: &PgType, modifier: i32, words: &[String], place: Place<'_>) -> Vec<S
             let fits = if full.len() <= most { full } else { full[full.len() - most..].trim_start_matches('0').to_owned() };
             numeric(&numbers, [if fits.is_empty() { "0".to_owned() } else { fits }])
         }
-        "uuid" => vec![marks.uuid(n)],
+        // Several, for partitions by hash.
+        "uuid" => (0..12).map(|k| marks.uuid(n + 16 * k)).collect(),
         "date" | "timestamp" | "timestamptz" => {
             let day = format!("{}-{:02}-{:02}", 2001 + marks.number % 20, 1 + n % 12, 1 + marks.number % 28);
             let mut all = vec![day];
@@ -227,7 +230,7 @@ fn numeric(numbers: &[String], mark: [String; 1]) -> Vec<String> {
         [literal.clone()].into_iter().chain(next.into_iter().flatten())
     });
     let usual = ["1", "0", "2", "5", "10", "50", "100", "0.5", "1000", "2026", "-1"].map(ToOwned::to_owned);
-    mark.into_iter().chain(near).chain(usual.into_iter()).collect()
+    mark.into_iter().chain(near).chain(usual).collect()
 }
 
 /// Strings that columns of text ask for.
@@ -241,7 +244,6 @@ fn texts(modifier: i32, quoted: &[String], numbers: &[String], place: Place<'_>)
     };
     let mut all = vec![if token.len() <= most { token.clone() } else { tail(most) }];
     for literal in quoted {
-        all.push(literal.clone());
         if literal.contains(['^', '[', '$', '\\', '(']) {
             for variety in 0..4 {
                 all.push(pattern::sample(literal, u64::from(marks.number) * 1_000 + u64::from(n) * 10 + variety));
@@ -250,6 +252,7 @@ fn texts(modifier: i32, quoted: &[String], numbers: &[String], place: Place<'_>)
         if literal.contains(['%', '_']) {
             all.push(literal.replace('%', &token).replace('_', "a"));
         }
+        all.push(literal.clone());
     }
     for length in numbers.iter().filter_map(|k| k.parse::<usize>().ok()).filter(|k| (1..=10_000).contains(k)) {
         all.push(tail(length));
@@ -281,9 +284,8 @@ fn texts(modifier: i32, quoted: &[String], numbers: &[String], place: Place<'_>)
         "UTC".to_owned(),
         String::new(),
     ]);
-    for length in [8, 16, 32, 40, 64, 128] {
-        all.push(tail(length));
-    }
+    all.extend([8, 16, 32, 40, 64, 128].map(tail));
+    all.extend((1..12).map(|k| marks.token(n + 16 * k)));
     // Positions must stay the same from place to place, so what is too long is cut, not left out.
     all.into_iter().map(|text| text.chars().take(most).collect()).collect()
 }
@@ -348,8 +350,9 @@ mod tests {
         let (a, b) = (Marks::new("a".to_owned()), Marks::new("b".to_owned()));
         for name in [("text", "S"), ("int4", "N"), ("jsonb", "U"), ("bytea", "U"), ("date", "D"), ("numeric", "N"), ("varchar", "S")] {
             let ty = ty(name.0, name.1);
-            let one = base(&ty, 14, &words, Place { marks: &a, n: 0 });
-            let two = base(&ty, 14, &words, Place { marks: &b, n: 7 });
+            let modifier = if name.0 == "numeric" { -1 } else { 14 };
+            let one = base(&ty, modifier, &words, Place { marks: &a, n: 0 });
+            let two = base(&ty, modifier, &words, Place { marks: &b, n: 7 });
             assert_eq!(one.len(), two.len(), "{name:?}");
             assert_ne!(one.first(), two.first(), "{name:?}");
         }
