@@ -34,7 +34,7 @@ use tenancy_core::{Actor, Error, NewTenant, Principal, Result, Role, TenantCatal
 use crate::db::{Options, TenantDb};
 use crate::embedded::{self, Server};
 use crate::error::from_sqlx;
-use crate::isolation::{AllowList, Report, Severity};
+use crate::isolation::{AllowList, Finding, Report, Severity, probe};
 use crate::schema::{self, Roles, Schema};
 
 const SUPERUSER: &str = "postgres";
@@ -147,6 +147,8 @@ impl TestDatabase {
 /// # Ok(()) }
 /// ```
 ///
+/// With [administrative credentials](Options::with_admin_url), as [`TestDatabase::open`] has them, it also [probes](probe): it tries to cross.
+///
 /// # Panics
 /// With the [report](Report) if anything is found that is a [`Warning`](Severity::Warning) or worse, and if `db` can't be inspected.
 ///
@@ -172,6 +174,13 @@ pub async fn assert_isolated(db: &TenantDb) {
 /// Safe.
 pub async fn assert_isolated_except(db: &TenantDb, allow: &AllowList) {
     let mut findings = db.inspect().await.unwrap_or_else(|error| panic!("this database can't be inspected: {error}"));
+    if db.inner().admin.is_some() {
+        let probed = probe(db).await.unwrap_or_else(|error| panic!("this database can't be probed: {error}"));
+        let told =
+            |finding: &Finding| findings.iter().any(|f| (f.rule, &f.schema, &f.object) == (finding.rule, &finding.schema, &finding.object));
+        let crossed: Vec<Finding> = probed.findings.into_iter().filter(|finding| !told(finding)).collect();
+        findings.extend(crossed);
+    }
     findings.retain(|finding| finding.rule != "server-version");
     let report = Report::apply(findings, allow, db.inner().clock.now());
     assert!(report.worst() < Some(Severity::Warning), "tenants are not apart:\n{report}");

@@ -72,24 +72,25 @@ policy_functions as (
       union select d.refobjid from pg_depend d join policies p on p.oid = d.objid
        where d.classid = 'pg_policy'::regclass and d.refclassid = 'pg_proc'::regclass)
 ),
--- Which relations a view reads, straight or through other views.
-reads (viewed, rel, direct) as (
-  with recursive step (viewed, rel, direct) as (
-    select r.ev_class, d.refobjid, true from pg_rewrite r
+-- Which relations a view reads, and which view it is that reads them: itself, or one that it is made of. That one's owner counts, or,
+-- if it is security_invoker, the caller.
+reads (viewed, rel, reader) as (
+  with recursive direct (viewed, rel) as (
+    select r.ev_class, d.refobjid from pg_rewrite r
       join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class
      where r.rulename = '_RETURN'
+  ), step (viewed, rel, reader) as (
+    select viewed, rel, viewed from direct
     union
-    select s.viewed, d.refobjid, false from step s join pg_rewrite r on r.ev_class = s.rel and r.rulename = '_RETURN'
-      join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjid <> r.ev_class
+    select d.viewed, s.rel, s.reader from step s join direct d on d.rel = s.viewed
   )
-  select s.viewed, s.rel, bool_or(s.direct) from step s group by 1, 2
+  select viewed, rel, reader from step
 ),
 -- Views of tenants' tables that the application may read.
 views as (
-  select c.oid, n.nspname as schema, c.relname as name, format('%I.%I', n.nspname, c.relname) as sql, c.relkind, c.relowner, t.sql as tbl, t.oid as tbl_oid, t.forced,
-         t.relowner as tbl_owner, t.tenant_column, r.direct, coalesce('security_invoker=true' = any (c.reloptions) or 'security_invoker=on' = any (c.reloptions)
-         or 'security_invoker=1' = any (c.reloptions), false) as invoker
-    from pg_class c join host_schemas n on n.oid = c.relnamespace join reads r on r.viewed = c.oid join tenant_tables t on t.oid = r.rel
+  select n.nspname as schema, c.relname as name, format('%I.%I', n.nspname, c.relname) as sql, c.oid = b.oid as direct, b.oid::regclass::text as reader, b.relkind, b.relowner,
+         t.sql as tbl, t.forced, t.relowner as tbl_owner, coalesce(b.reloptions && array['security_invoker=true', 'security_invoker=on', 'security_invoker=1', 'security_invoker=yes'], false) as invoker
+    from pg_class c join host_schemas n on n.oid = c.relnamespace join reads r on r.viewed = c.oid join pg_class b on b.oid = r.reader join tenant_tables t on t.oid = r.rel
    where c.relkind in ('v', 'm') and exists (select from app_roles a where has_table_privilege(a.oid, c.oid, 'select') or has_any_column_privilege(a.oid, c.oid, 'select'))
 ),
 -- The host's functions that the application may call.

@@ -8,7 +8,11 @@ pub(super) const DEFECTS: &[Defect] = &[
     hidden("view-definer", "create view latest as select body from notes; alter view latest owner to tenancy_owner; grant select on latest to tenancy_app"),
     hidden(
         "view-definer-nested",
-        "create view inner_one with (security_invoker = true) as select body from notes; create view latest as select body from inner_one; grant select on latest to tenancy_app",
+        "create view inner_one as select body from notes; alter view inner_one owner to tenancy_owner; create view latest as select body from inner_one; grant select on latest to tenancy_app",
+    ),
+    shown(
+        "view-bypasses",
+        "create view inner_one as select body from notes; create view latest with (security_invoker = false) as select body from inner_one; grant select on latest to tenancy_app",
     ),
     shown(
         "materialized-view",

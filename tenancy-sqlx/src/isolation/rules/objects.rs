@@ -9,11 +9,11 @@ pub(super) const RULES: &[Rule] = &[
         Critical,
         "a view reads a tenant's table with the rights of an owner whom no policy binds",
         "select v.schema, v.name as object,
-            format('the view %s reads %s as its owner %s, whom no policy binds: it shows every tenant''s rows', v.sql, string_agg(v.tbl, ', '), v.relowner::regrole) as explanation,
-            format('ALTER VIEW %s SET (security_invoker = true);', v.sql) as mend,
+            format('the view %s reads %s as the owner %s of %s, whom no policy binds: it shows every tenant''s rows', v.sql, string_agg(distinct v.tbl, ', '), v.relowner::regrole, v.reader) as explanation,
+            format('ALTER VIEW %s SET (security_invoker = true);', v.reader) as mend,
             format('BEGIN; SET LOCAL ROLE %I; SELECT count(*) FROM %s; ROLLBACK;', given.app, v.sql) as demonstrate
        from given, views v where v.relkind = 'v' and not v.invoker and (v.relowner in (select b.oid from bypassing b) or (v.relowner = v.tbl_owner and not v.forced))
-      group by given.app, v.schema, v.name, v.sql, v.relowner",
+      group by given.app, v.schema, v.name, v.sql, v.relowner, v.reader",
     ),
     rule(
         "view-definer",
@@ -28,22 +28,22 @@ pub(super) const RULES: &[Rule] = &[
     rule(
         "view-definer-nested",
         Warning,
-        "a view reads a tenant's table through another view, with its owner's rights",
+        "a view reads a tenant's table through another view, with the rights of that one's owner",
         "select v.schema, v.name as object,
-            format('the view %s reads %s through other views as its owner %s: security_invoker of the inner one does not help, its invoker is that owner', v.sql, string_agg(v.tbl, ', '), v.relowner::regrole) as explanation,
-            format('ALTER VIEW %s SET (security_invoker = true);', v.sql) as mend,
-            format('SELECT reloptions FROM pg_class WHERE oid = %L::regclass;', v.sql) as demonstrate
-       from views v where v.relkind = 'v' and not v.direct and not v.invoker group by v.schema, v.name, v.sql, v.relowner",
+            format('the view %s reads %s through the view %s, as the owner %s of that one, whatever %1$s itself says', v.sql, string_agg(v.tbl, ', '), v.reader, v.relowner::regrole) as explanation,
+            format('ALTER VIEW %s SET (security_invoker = true);', v.reader) as mend,
+            format('SELECT reloptions FROM pg_class WHERE oid = %L::regclass;', v.reader) as demonstrate
+       from views v where v.relkind = 'v' and not v.direct and not v.invoker group by v.schema, v.name, v.sql, v.reader, v.relowner",
     ),
     rule(
         "materialized-view",
         Critical,
         "a materialized view holds all tenants' rows",
         "select v.schema, v.name as object,
-            format('the materialized view %s holds rows of %s, and no policy can be put on it: whoever may read it reads every tenant', v.sql, string_agg(v.tbl, ', ')) as explanation,
+            format('%s shows rows of %s that the materialized view %s holds, and no policy can be put on that: whoever may read it reads every tenant', v.sql, string_agg(v.tbl, ', '), v.reader) as explanation,
             format('REVOKE ALL ON %s FROM %I, PUBLIC; -- and use a table that protect_table confines', v.sql, given.app) as mend,
             format('BEGIN; SET LOCAL ROLE %I; SELECT count(*) FROM %s; ROLLBACK;', given.app, v.sql) as demonstrate
-       from given, views v where v.relkind = 'm' group by given.app, v.schema, v.name, v.sql",
+       from given, views v where v.relkind = 'm' group by given.app, v.schema, v.name, v.sql, v.reader",
     ),
     rule(
         "rule-on-table",
