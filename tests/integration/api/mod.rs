@@ -5,6 +5,7 @@ mod bad_input;
 mod documents;
 mod isolation;
 mod operations;
+mod oracle;
 mod projects;
 mod tenants;
 mod tokens;
