@@ -8,6 +8,7 @@ mod operations;
 mod oracle;
 mod projects;
 mod tenants;
+mod timing;
 mod tokens;
 
 /// An id that nothing has.

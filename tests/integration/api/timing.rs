@@ -1,0 +1,121 @@
+//! The time that an answer takes tells another tenant's thing from none no more than the answer does. Only with `TENANCY_NIGHTLY` set:
+//! it takes minutes, and wants a quiet machine.
+
+use std::time::Instant;
+
+use harness::actors::{Actor, Ask, Member};
+use harness::app::TestApp;
+use harness::stats::kolmogorov_smirnov;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
+use rand::{Rng as _, SeedableRng as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use uuid::Uuid;
+
+/// Requests of each kind in a repetition.
+const SAMPLES: usize = 3_000;
+/// A difference is one that is seen in each of them.
+const REPETITIONS: usize = 3;
+const SIGNIFICANT: f64 = 0.001;
+/// How many things of each kind are asked for in turn, so that none of them is special.
+const THINGS: usize = 50;
+
+/// One connection, kept, so that only the answer is measured.
+struct Client(TcpStream);
+
+impl Client {
+    /// The status, and the microseconds from the last byte sent to the last one heard.
+    async fn ask(&mut self, ask: &Ask) -> (u16, f64) {
+        let bytes = ask.clone().with("connection", "keep-alive").bytes();
+        let since = Instant::now();
+        self.0.write_all(&bytes).await.expect("sent");
+        let mut heard = Vec::with_capacity(1024);
+        loop {
+            assert_ne!(self.0.read_buf(&mut heard).await.expect("heard"), 0, "the server closed the connection");
+            let mut fields = [httparse::EMPTY_HEADER; 64];
+            let mut reply = httparse::Response::new(&mut fields);
+            let Ok(httparse::Status::Complete(head)) = reply.parse(&heard) else { continue };
+            let length = reply.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length")).expect("a length");
+            let length: usize = std::str::from_utf8(length.value).expect("ASCII").parse().expect("a number");
+            if heard.len() == head + length {
+                return (reply.code.expect("a status"), since.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+    }
+}
+
+/// Asks for `ones` and `others` in random order, and gives the p-value of their times being alike.
+async fn compare(client: &mut Client, rng: &mut StdRng, ones: &[Ask], others: &[Ask], statuses: [u16; 2]) -> f64 {
+    let mut order: Vec<usize> = (0..2 * SAMPLES).map(|n| n % 2).collect();
+    order.shuffle(rng);
+    let mut times = [Vec::new(), Vec::new()];
+    for kind in order {
+        let ask = [ones, others][kind].choose(rng).expect("things");
+        let (status, time) = client.ask(ask).await;
+        assert_eq!(status, statuses[kind], "{}", ask.target());
+        times[kind].push(time);
+    }
+    kolmogorov_smirnov(&times[0], &times[1]).1
+}
+
+/// The p-values of all repetitions, and whether they say that the times differ.
+async fn told(app: &TestApp, ones: &[Ask], others: &[Ask], statuses: [u16; 2]) -> (Vec<f64>, bool) {
+    let mut rng = StdRng::seed_from_u64(rand::rng().random());
+    let stream = TcpStream::connect(app.node.address).await.expect("connect");
+    stream.set_nodelay(true).expect("no delay");
+    let mut client = Client(stream);
+    for ask in ones.iter().chain(others) {
+        client.ask(ask).await; // warm
+    }
+    let mut all = Vec::new();
+    for _ in 0..REPETITIONS {
+        all.push(compare(&mut client, &mut rng, ones, others, statuses).await);
+    }
+    let differ = all.iter().all(|p| *p < SIGNIFICANT);
+    (all, differ)
+}
+
+/// Projects with a document each, which has an attachment.
+async fn things(of: &Member) -> Vec<[String; 2]> {
+    let mut all = Vec::new();
+    for n in 0..THINGS {
+        let project = of.project(&format!("project {n}")).await;
+        let document = of.document(&project, "canary").await;
+        of.attach(&document, "canary.txt", b"canary").await.expect(201);
+        all.push([project, document]);
+    }
+    all
+}
+
+#[tokio::test]
+async fn the_time_of_an_answer_tells_nothing() {
+    if std::env::var_os("TENANCY_NIGHTLY").is_none() {
+        eprintln!("skipped: TENANCY_NIGHTLY is not set");
+        return;
+    }
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let (own, foreign) = (things(&acme).await, things(&globex).await);
+    let nobodys: Vec<[String; 2]> = (0..THINGS).map(|_| [Uuid::now_v7().to_string(), Uuid::now_v7().to_string()]).collect();
+    let mut found = Vec::new();
+    for path in [
+        "/api/v1/projects/{project}",
+        "/api/v1/projects/{project}/documents",
+        "/api/v1/documents/{document}",
+        "/api/v1/documents/{document}/attachments",
+        "/api/v1/documents/{document}/attachments/canary.txt",
+    ] {
+        let asks = |things: &[[String; 2]]| -> Vec<Ask> {
+            things.iter().map(|[project, document]| acme.get(&path.replace("{project}", project).replace("{document}", document))).collect()
+        };
+        let (p, differ) = told(&app, &asks(&foreign), &asks(&nobodys), [404, 404]).await;
+        eprintln!("GET {path}: foreign or none: p = {p:.4?}");
+        if differ {
+            found.push(format!("{path}: {p:?}"));
+        }
+        let (p, differ) = told(&app, &asks(&own), &asks(&nobodys), [200, 404]).await;
+        eprintln!("GET {path}: the control, own or none: p = {p:?}");
+        assert!(differ, "the detector is blind on {path}: {p:?}");
+    }
+    assert_eq!(found, [""; 0]);
+}
