@@ -5,6 +5,7 @@ pub mod app;
 pub mod defects;
 pub mod pgbouncer;
 pub mod program;
+pub mod stats;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -16,8 +17,19 @@ use tenancy_core::TenantContext;
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_sqlx::{Options, TenantDb};
 
+use crate::pgbouncer::PgBouncer;
+
 /// The tests' own tables.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("./integration/migrations");
+
+/// How a kit reaches its database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// Straight.
+    Direct,
+    /// Through a PgBouncer in transaction mode, whose clients share its few connections.
+    Pooled,
+}
 
 /// A kit on a database of its own, with two tenants: every isolation test needs both.
 #[derive(Debug)]
@@ -28,6 +40,8 @@ pub struct Kit {
     pub acme: TenantContext,
     /// The other tenant's owner.
     pub globex: TenantContext,
+    /// What is between the kit and its database, if anything is.
+    pub bouncer: Option<PgBouncer>,
     /// Dropped last.
     pub database: TestDatabase,
 }
@@ -40,11 +54,40 @@ impl Kit {
 
     /// A kit whose options the test changes.
     pub async fn with_options(change: impl FnOnce(Options) -> Options) -> Self {
+        Self::on_with(Route::Direct, change).await.expect("nothing is in the way")
+    }
+
+    /// A kit with the default options on this route; `None` where the machine has no PgBouncer for it.
+    pub async fn on(route: Route) -> Option<Self> {
+        Self::on_with(route, |options| options).await
+    }
+
+    /// A kit whose options the test changes on this route; `None` where the machine has no PgBouncer for it.
+    pub async fn on_with(route: Route, change: impl FnOnce(Options) -> Options) -> Option<Self> {
         let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("a test database");
-        let db = TenantDb::open(change(database.options())).await.expect("open");
+        Self::on_database(route, database, change).await
+    }
+
+    /// A kit on a database that the test has prepared.
+    pub async fn on_database(route: Route, database: TestDatabase, change: impl FnOnce(Options) -> Options) -> Option<Self> {
+        let bouncer = match route {
+            Route::Direct => None,
+            Route::Pooled => Some(PgBouncer::start(&database.app_url()).await?),
+        };
+        let db = TenantDb::open(change(options(&database, bouncer.as_ref()))).await.expect("open");
         let acme = database.tenant(&db, "acme").await.expect("acme");
         let globex = database.tenant(&db, "globex").await.expect("globex");
-        Self { db, acme, globex, database }
+        Some(Self { db, acme, globex, bouncer, database })
+    }
+
+    /// The URL of the application's role, by the kit's route.
+    pub fn app_url(&self) -> String {
+        self.bouncer.as_ref().map_or_else(|| self.database.app_url(), PgBouncer::url)
+    }
+
+    /// The options of another service on the same database, by the kit's route.
+    pub fn options(&self) -> Options {
+        options(&self.database, self.bouncer.as_ref())
     }
 
     /// A superuser's connection: the test's own eye, which no policy binds.
@@ -78,6 +121,31 @@ impl Kit {
         }
         panic!("a session of the application stays inside a transaction");
     }
+}
+
+fn options(database: &TestDatabase, bouncer: Option<&PgBouncer>) -> Options {
+    let Some(bouncer) = bouncer else { return database.options() };
+    let options = Options::new(&bouncer.url()).and_then(|options| options.with_admin_url(&database.admin_url()));
+    options.expect("our own URLs are valid")
+}
+
+/// Makes two tests of each body `async fn name(route: Route)`: `name::direct`, straight to PostgreSQL, and `name::pooled`, through
+/// PgBouncer. Each is given the attribute that runs it. A body gets its kit from [`Kit::on`] or its like, and returns without one.
+#[macro_export]
+macro_rules! on_each_route {
+    ($($(#[$attribute:meta])* $name:ident;)*) => {
+        $(mod $name {
+            $(#[$attribute])*
+            async fn direct() {
+                super::$name($crate::Route::Direct).await;
+            }
+
+            $(#[$attribute])*
+            async fn pooled() {
+                super::$name($crate::Route::Pooled).await;
+            }
+        })*
+    };
 }
 
 /// How many of the application's sessions in this database are inside a transaction.

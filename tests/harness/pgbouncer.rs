@@ -10,6 +10,9 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
+/// The most connections that its clients share. As many as any one test needs at the same time, and less than most tests open.
+pub const SERVERS: u32 = 4;
+
 /// A running PgBouncer, stopped when dropped.
 #[derive(Debug)]
 pub struct PgBouncer {
@@ -36,7 +39,7 @@ impl PgBouncer {
         let dir = std::env::temp_dir().join(format!("tenancy-bouncer-{database}"));
         std::fs::create_dir(&dir).expect("a folder");
         let config = format!(
-            "[databases]\n{database} = host={socket} port={port} dbname={database} pool_size=2\n\
+            "[databases]\n{database} = host={socket} port={port} dbname={database} pool_size={SERVERS}\n\
              [pgbouncer]\nlisten_addr =\nunix_socket_dir = {dir}\nlisten_port = 6432\nauth_type = any\npool_mode = transaction\n\
              ignore_startup_parameters = extra_float_digits\nlogfile = {dir}/log\npidfile = {dir}/pid\n",
             socket = socket.display(),

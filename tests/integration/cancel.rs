@@ -4,12 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use harness::{Kit, dirty_sessions, drop_after, unbalanced};
+use harness::{Kit, Route, dirty_sessions, drop_after, on_each_route, unbalanced};
 use rand::{Rng, SeedableRng};
 use sqlx::Connection;
 use sqlx::postgres::PgPoolOptions;
 use tenancy_core::TenantContext;
-use tenancy_sqlx::TenantDb;
+use tenancy_sqlx::{Options, TenantDb};
+
+on_each_route! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_storm_of_cancellations_leaves_no_foreign_row_and_no_dirty_connection;
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    control_without_the_scrub_the_storm_leaves_dirt;
+    #[tokio::test]
+    begin_dropped_at_every_await_leaves_nothing_behind;
+    #[tokio::test]
+    a_begin_that_fails_half_way_does_not_return_its_connection;
+    #[tokio::test]
+    begin_survives_a_restart_of_every_backend;
+    #[tokio::test]
+    a_lost_connection_during_commit_is_an_unknown_outcome;
+}
 
 /// One unit of work with many awaits: two rows that belong together, with a savepoint between, or a read.
 async fn work(db: &TenantDb, cx: &TenantContext, id: i64, foreign: &AtomicI64) -> tenancy_core::Result<()> {
@@ -57,9 +72,11 @@ async fn storm(kit: &Kit, workers: i64, rounds: i64, foreign: &Arc<AtomicI64>) -
     tasks.join_all().await.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_storm_of_cancellations_leaves_no_foreign_row_and_no_dirty_connection() {
-    let kit = Kit::with_options(|options| options.with_max_connections(4).with_acquire_timeout(Duration::from_millis(200))).await;
+async fn a_storm_of_cancellations_leaves_no_foreign_row_and_no_dirty_connection(route: Route) {
+    let Some(kit) = Kit::on_with(route, |options| options.with_max_connections(4).with_acquire_timeout(Duration::from_millis(200))).await
+    else {
+        return;
+    };
     let foreign = Arc::new(AtomicI64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let killer = tokio::spawn(kill_backends(kit.superuser().await, Arc::clone(&stop)));
@@ -78,12 +95,10 @@ async fn a_storm_of_cancellations_leaves_no_foreign_row_and_no_dirty_connection(
     assert!(held.iter().all(Result::is_ok), "a permit was lost");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn control_without_the_scrub_the_storm_leaves_dirt() {
-    let kit = Kit::with_options(|options| {
-        options.with_max_connections(4).with_acquire_timeout(Duration::from_millis(200)).danger_without_scrub()
-    })
-    .await;
+async fn control_without_the_scrub_the_storm_leaves_dirt(route: Route) {
+    let without =
+        |options: Options| options.with_max_connections(4).with_acquire_timeout(Duration::from_millis(200)).danger_without_scrub();
+    let Some(kit) = Kit::on_with(route, without).await else { return };
     storm(&kit, 12, 100, &Arc::default()).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut eye = kit.superuser().await;
@@ -103,9 +118,8 @@ async fn kill_backends(mut eye: sqlx::PgConnection, stop: Arc<AtomicBool>) -> i6
 }
 
 /// Drops `begin` after each number of polls up to its end, on a pool of one connection, which the next borrower gets.
-#[tokio::test]
-async fn begin_dropped_at_every_await_leaves_nothing_behind() {
-    let kit = Kit::with_options(|options| options.with_max_connections(1)).await;
+async fn begin_dropped_at_every_await_leaves_nothing_behind(route: Route) {
+    let Some(kit) = Kit::on_with(route, |options| options.with_max_connections(1)).await else { return };
     kit.note(&kit.acme, "acme's").await;
     let mut cut = 0;
     for polls in 1..40 {
@@ -142,11 +156,10 @@ async fn control_sqlx_hands_on_a_bound_connection() {
     assert!(leaked > 0, "if nothing leaks, sqlx has mended this");
 }
 
-#[tokio::test]
-async fn a_begin_that_fails_half_way_does_not_return_its_connection() {
+async fn a_begin_that_fails_half_way_does_not_return_its_connection(route: Route) {
     // SET LOCAL ROLE fails after BEGIN: this login can't become the administrator.
-    let kit = Kit::new().await;
-    let options = kit.database.options().with_admin_url(&kit.database.app_url()).expect("our own URL");
+    let Some(kit) = Kit::on(route).await else { return };
+    let options = kit.options().with_admin_url(&kit.app_url()).expect("our own URL");
     let db = TenantDb::open(options).await.expect("open");
     for _ in 0..10 {
         let error = db.dangerous().begin_system("try").await.expect_err("not a member");
@@ -155,9 +168,8 @@ async fn a_begin_that_fails_half_way_does_not_return_its_connection() {
     kit.db_settles().await;
 }
 
-#[tokio::test]
-async fn begin_survives_a_restart_of_every_backend() {
-    let kit = Kit::with_options(|options| options.with_max_connections(3)).await;
+async fn begin_survives_a_restart_of_every_backend(route: Route) {
+    let Some(kit) = Kit::on_with(route, |options| options.with_max_connections(3)).await else { return };
     let held = futures_util::future::join_all((0..3).map(|_| kit.db.begin(&kit.acme))).await;
     drop(held);
     kit.db_settles().await;
@@ -173,9 +185,8 @@ async fn begin_survives_a_restart_of_every_backend() {
     assert_eq!(kit.notes(&kit.acme).await, ["after the restart"]);
 }
 
-#[tokio::test]
-async fn a_lost_connection_during_commit_is_an_unknown_outcome() {
-    let kit = Kit::new().await;
+async fn a_lost_connection_during_commit_is_an_unknown_outcome(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut tx).await.expect("pid");
     let mut eye = kit.superuser().await;

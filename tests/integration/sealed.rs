@@ -5,11 +5,32 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use harness::{Kit, MIGRATIONS, drop_after};
+use harness::{Kit, MIGRATIONS, Route, drop_after, on_each_route};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tenancy_core::{ErrorKind, TenantContext};
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_sqlx::{Options, Refusal, Refused, Roles, Schema, SealKey, TenantDb};
+
+on_each_route! {
+    #[tokio::test]
+    the_same_calls_work_and_confine;
+    #[tokio::test]
+    parallel_workers_serve_the_same_tenant;
+    #[tokio::test]
+    sql_of_an_attacker_stays_with_its_tenant;
+    #[tokio::test]
+    control_in_the_plain_mode_it_crosses;
+    #[tokio::test]
+    tokens_of_other_sessions_cannot_be_read;
+    #[tokio::test]
+    what_an_attacker_leaves_in_the_session_reaches_nobody;
+    #[tokio::test]
+    keys_rotate_while_tenants_are_served;
+    #[tokio::test]
+    a_key_and_a_seal_go_together;
+    #[tokio::test]
+    cancelled_at_any_await_the_next_tenant_is_apart;
+}
 
 const KEY: SealKey = SealKey::new([7; 32]);
 const NEXT: SealKey = SealKey::new([8; 32]);
@@ -18,8 +39,8 @@ async fn schema(database: &TestDatabase) -> Schema {
     Schema::connect(&database.admin_url(), Roles::default()).await.expect("connect")
 }
 
-/// A kit on a sealed database with a note of each tenant; `None` where the server can't be sealed.
-async fn sealed_kit(change: impl FnOnce(Options) -> Options) -> Option<Kit> {
+/// A kit on a sealed database with a note of each tenant; `None` where the server can't be sealed, or nothing pools.
+async fn sealed_kit(route: Route, change: impl FnOnce(Options) -> Options) -> Option<Kit> {
     let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
     let sealed = schema(&database).await.seal(&KEY).await;
     let mut eye = database.superuser().await.expect("superuser");
@@ -30,10 +51,7 @@ async fn sealed_kit(change: impl FnOnce(Options) -> Options) -> Option<Kit> {
         return None;
     }
     sealed.expect("seal");
-    let db = TenantDb::open(change(database.options().with_seal_key(KEY))).await.expect("open");
-    let acme = database.tenant(&db, "acme").await.expect("acme");
-    let globex = database.tenant(&db, "globex").await.expect("globex");
-    let kit = Kit { db, acme, globex, database };
+    let kit = Kit::on_database(route, database, |options| change(options.with_seal_key(KEY))).await?;
     kit.note(&kit.acme, "acme's").await;
     kit.note(&kit.globex, "globex's").await;
     Some(kit)
@@ -41,7 +59,7 @@ async fn sealed_kit(change: impl FnOnce(Options) -> Options) -> Option<Kit> {
 
 /// The application's role on a bare connection: the attacker's SQL, with no kit around it.
 async fn app(kit: &Kit) -> PgConnection {
-    PgConnection::connect(&kit.database.app_url()).await.expect("connect")
+    PgConnection::connect(&kit.app_url()).await.expect("connect")
 }
 
 /// A token as the kit makes them, or with one part changed. Made in SQL, so that a second reading of the format checks the first.
@@ -66,9 +84,8 @@ async fn refusals(options: Options) -> Vec<(Refusal, String)> {
     refused.refusals().map(|(refusal, text)| (refusal, text.to_owned())).collect()
 }
 
-#[tokio::test]
-async fn the_same_calls_work_and_confine() {
-    let Some(kit) = sealed_kit(|options| options.with_max_connections(1)).await else { return };
+async fn the_same_calls_work_and_confine(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options.with_max_connections(1)).await else { return };
     for _ in 0..3 {
         assert_eq!(kit.notes(&kit.acme).await, ["acme's"]);
         assert_eq!(kit.notes(&kit.globex).await, ["globex's"]);
@@ -91,9 +108,8 @@ async fn the_same_calls_work_and_confine() {
     assert_eq!(all, 2);
 }
 
-#[tokio::test]
-async fn parallel_workers_serve_the_same_tenant() {
-    let Some(kit) = sealed_kit(|options| options).await else { return };
+async fn parallel_workers_serve_the_same_tenant(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options).await else { return };
     let grow = "insert into notes (tenant_id, body) select tenant_id, repeat('x', 500) from notes, generate_series(1, 3000); analyze notes";
     kit.superuser().await.execute(grow).await.expect("grow");
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
@@ -201,27 +217,24 @@ async fn crossings(kit: &Kit, bind: impl AsyncFn() -> String) -> Vec<String> {
     crossed
 }
 
-#[tokio::test]
-async fn sql_of_an_attacker_stays_with_its_tenant() {
-    let Some(kit) = sealed_kit(|options| options).await else { return };
+async fn sql_of_an_attacker_stays_with_its_tenant(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options).await else { return };
     let crossed = crossings(&kit, async || format!("begin; select tenancy.enter('{}')", token(&kit, &kit.acme, 30, "current").await)).await;
     assert_eq!(crossed, [] as [String; 0]);
     let mut eye = kit.superuser().await;
     eye.execute("alter role tenancy_app reset all").await.expect("reset");
 }
 
-#[tokio::test]
-async fn control_in_the_plain_mode_it_crosses() {
-    let kit = Kit::new().await;
+async fn control_in_the_plain_mode_it_crosses(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     kit.note(&kit.globex, "globex's").await;
     let crossed = crossings(&kit, async || format!("begin; set local tenancy.tenant_id = '{}'", kit.acme.tenant_id())).await;
     assert!(crossed.iter().any(|sql| sql.starts_with("set local tenancy.tenant_id")), "the detector is blind: {crossed:?}");
     assert!(crossed.len() < ATTEMPTS.len() / 2, "{crossed:?}");
 }
 
-#[tokio::test]
-async fn tokens_of_other_sessions_cannot_be_read() {
-    let Some(kit) = sealed_kit(|options| options).await else { return };
+async fn tokens_of_other_sessions_cannot_be_read(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options).await else { return };
     // Another session, busy with a statement that has a token in it.
     let busy = format!("begin; select tenancy.enter('{}'), pg_sleep(30)", token(&kit, &kit.globex, 30, "current").await);
     let (mut other, mut eye) = (app(&kit).await, kit.superuser().await);
@@ -244,15 +257,14 @@ async fn tokens_of_other_sessions_cannot_be_read() {
     eye.execute("grant execute on function pg_stat_get_backend_activity(integer) to tenancy_app").await.expect("grant");
     let seen: i64 = sqlx::query_scalar(find).fetch_one(&mut conn).await.expect("control");
     assert!(seen > 0, "the detector is blind");
-    let found = refusals(kit.database.options().with_seal_key(KEY)).await;
+    let found = refusals(kit.options().with_seal_key(KEY)).await;
     assert!(found.iter().any(|(refusal, text)| *refusal == Refusal::Seal && text.contains("REVOKE EXECUTE")), "{found:?}");
     other.abort();
 }
 
 /// SQL of an attacker may leave a statement under the name that sqlx gives to the next tenant's: it must not run as that tenant.
-#[tokio::test]
-async fn what_an_attacker_leaves_in_the_session_reaches_nobody() {
-    let Some(kit) = sealed_kit(|options| options.with_max_connections(1)).await else { return };
+async fn what_an_attacker_leaves_in_the_session_reaches_nobody(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options.with_max_connections(1)).await else { return };
     let pid = async |cx: &TenantContext| {
         let mut tx = kit.db.begin(cx).await.expect("begin");
         let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut tx).await.expect("pid");
@@ -274,14 +286,13 @@ async fn what_an_attacker_leaves_in_the_session_reaches_nobody() {
     kit.note(&kit.globex, "still writable").await;
 }
 
-#[tokio::test]
-async fn keys_rotate_while_tenants_are_served() {
-    let Some(kit) = sealed_kit(|options| options).await else { return };
+async fn keys_rotate_while_tenants_are_served(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options).await else { return };
     let mut schema = schema(&kit.database).await;
     schema.rotate_seal_key(&NEXT).await.expect("rotate");
     schema.rotate_seal_key(&NEXT).await.expect("again: nothing to do");
     assert_eq!(kit.notes(&kit.acme).await, ["acme's"], "a node with the key before");
-    let next = TenantDb::open(kit.database.options().with_seal_key(NEXT)).await.expect("a node with the next key");
+    let next = TenantDb::open(kit.options().with_seal_key(NEXT)).await.expect("a node with the next key");
     drop(next.begin(&kit.acme).await.expect("begin"));
     schema.retire_seal_key().await.expect("retire");
     kit.db.begin(&kit.acme).await.expect_err("the old key is refused");
@@ -289,18 +300,17 @@ async fn keys_rotate_while_tenants_are_served() {
     // Back in the plain mode, which the node with a key notices: it fails, and reads nothing.
     schema.unseal().await.expect("unseal");
     next.begin(&kit.acme).await.expect_err("there is nothing to enter");
-    let plain = kit.database.open().await.expect("open");
+    let plain = TenantDb::open(kit.options()).await.expect("open");
     drop(plain.begin(&kit.acme).await.expect("begin"));
 }
 
-#[tokio::test]
-async fn a_key_and_a_seal_go_together() {
-    let Some(kit) = sealed_kit(|options| options).await else { return };
+async fn a_key_and_a_seal_go_together(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options).await else { return };
     let seal = async |options: Options, says: &str| {
         let found = refusals(options).await;
         assert!(found.iter().any(|(refusal, text)| *refusal == Refusal::Seal && text.contains(says)), "{says}: {found:?}");
     };
-    let options = || kit.database.options();
+    let options = || kit.options();
     seal(options(), "give its key with Options::with_seal_key").await;
     seal(options().with_seal_key(NEXT), "does not take this seal key").await;
     let mut schema = schema(&kit.database).await;
@@ -324,16 +334,15 @@ async fn a_key_and_a_seal_go_together() {
     let error = schema.rotate_seal_key(&NEXT).await.expect_err("nothing to rotate");
     assert!(error.kind() == ErrorKind::Misconfigured && error.to_string().contains("not sealed"), "{error}");
     // A node that knows no key and is connected already reads nothing once the database is sealed.
-    let plain = kit.database.open().await.expect("open");
+    let plain = TenantDb::open(kit.options()).await.expect("open");
     schema.seal(&KEY).await.expect("seal");
     let mut tx = plain.begin(&kit.acme).await.expect("begin");
     let seen: i64 = sqlx::query_scalar("select count(*) from notes").fetch_one(&mut tx).await.expect("count");
     assert_eq!(seen, 0);
 }
 
-#[tokio::test]
-async fn cancelled_at_any_await_the_next_tenant_is_apart() {
-    let Some(kit) = sealed_kit(|options| options.with_max_connections(2)).await else { return };
+async fn cancelled_at_any_await_the_next_tenant_is_apart(route: Route) {
+    let Some(kit) = sealed_kit(route, |options| options.with_max_connections(2)).await else { return };
     let (foreign, cut) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
     let mut tasks = tokio::task::JoinSet::new();
     for worker in 0..6 {

@@ -1,18 +1,46 @@
 //! What a transaction keeps, and what it says about it.
 
 use futures_util::TryStreamExt;
-use harness::{Kit, drop_after};
+use harness::{Kit, Route, drop_after, on_each_route};
 use sqlx::Executor;
 use tenancy_core::ErrorKind;
 use tenancy_sqlx::{Isolation, from_sqlx};
+
+on_each_route! {
+    #[tokio::test]
+    commit_keeps_and_drop_does_not;
+    #[tokio::test]
+    a_read_can_not_write;
+    #[tokio::test]
+    commit_is_honest_about_a_failed_statement;
+    #[tokio::test]
+    commit_is_honest_about_an_error_that_nobody_looked_at;
+    #[tokio::test]
+    a_transaction_ended_by_a_statement_can_not_be_committed;
+    #[tokio::test]
+    a_cancelled_statement_ends_the_transaction;
+    #[tokio::test]
+    a_stream_may_be_left_early;
+    #[tokio::test]
+    savepoints_nest_and_undo_only_their_part;
+    #[tokio::test]
+    a_cursor_with_hold_does_not_reach_the_next_tenant;
+    #[tokio::test]
+    a_failed_copy_does_not_shift_the_next_tenants_replies;
+    #[tokio::test]
+    a_session_setting_does_not_bind_the_next_tenant;
+    #[tokio::test]
+    serializable_conflicts_are_retry;
+    #[tokio::test]
+    prepared_statements_and_typed_queries_work;
+}
 
 async fn insert(executor: impl Executor<'_, Database = sqlx::Postgres>, body: &str) {
     sqlx::query("insert into notes (body) values ($1)").bind(body).execute(executor).await.expect("insert");
 }
 
-#[tokio::test]
-async fn commit_keeps_and_drop_does_not() {
-    let kit = Kit::new().await;
+async fn commit_keeps_and_drop_does_not(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     insert(&mut tx, "kept").await;
     tx.commit().await.expect("commit");
@@ -26,17 +54,15 @@ async fn commit_keeps_and_drop_does_not() {
     assert_eq!(kit.notes(&kit.acme).await, ["kept"]);
 }
 
-#[tokio::test]
-async fn a_read_can_not_write() {
-    let kit = Kit::new().await;
+async fn a_read_can_not_write(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.read(&kit.acme).await.expect("read");
     let error = sqlx::query("insert into notes (body) values ('x')").execute(&mut tx).await.expect_err("read-only");
     assert_eq!(from_sqlx(error).kind(), ErrorKind::Forbidden);
 }
 
-#[tokio::test]
-async fn commit_is_honest_about_a_failed_statement() {
-    let kit = Kit::new().await;
+async fn commit_is_honest_about_a_failed_statement(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     insert(&mut tx, "lost").await;
     sqlx::query("select 1 / 0").execute(&mut tx).await.expect_err("division by zero");
@@ -44,9 +70,8 @@ async fn commit_is_honest_about_a_failed_statement() {
     assert!(kit.notes(&kit.acme).await.is_empty());
 }
 
-#[tokio::test]
-async fn commit_is_honest_about_an_error_that_nobody_looked_at() {
-    let kit = Kit::new().await;
+async fn commit_is_honest_about_an_error_that_nobody_looked_at(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     insert(&mut tx, "lost").await;
     // The first row arrives, and the stream is dropped before the error behind it.
@@ -67,9 +92,8 @@ async fn control_sqlx_says_ok_to_a_commit_that_kept_nothing() {
     tx.commit().await.expect("if this fails, sqlx has become honest, and SAVEPOINT before COMMIT can go");
 }
 
-#[tokio::test]
-async fn a_transaction_ended_by_a_statement_can_not_be_committed() {
-    let kit = Kit::new().await;
+async fn a_transaction_ended_by_a_statement_can_not_be_committed(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     for sql in ["commit", "rollback", "end", "commit; select 1"] {
         kit.note(&kit.globex, "globex's").await;
         let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
@@ -80,9 +104,8 @@ async fn a_transaction_ended_by_a_statement_can_not_be_committed() {
     }
 }
 
-#[tokio::test]
-async fn a_cancelled_statement_ends_the_transaction() {
-    let kit = Kit::new().await;
+async fn a_cancelled_statement_ends_the_transaction(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     insert(&mut tx, "lost").await;
     let cancelled = drop_after(sqlx::query("select pg_sleep(0.05)").execute(&mut tx), 1).await;
@@ -94,9 +117,8 @@ async fn a_cancelled_statement_ends_the_transaction() {
     assert!(kit.notes(&kit.acme).await.is_empty());
 }
 
-#[tokio::test]
-async fn a_stream_may_be_left_early() {
-    let kit = Kit::new().await;
+async fn a_stream_may_be_left_early(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     {
         let mut rows = sqlx::query("select g from generate_series(1, 10000) g").fetch(&mut tx);
@@ -107,9 +129,8 @@ async fn a_stream_may_be_left_early() {
     assert_eq!(kit.notes(&kit.acme).await, ["kept"]);
 }
 
-#[tokio::test]
-async fn savepoints_nest_and_undo_only_their_part() {
-    let kit = Kit::new().await;
+async fn savepoints_nest_and_undo_only_their_part(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     insert(&mut tx, "1 before").await;
     let mut outer = tx.savepoint().await.expect("savepoint");
@@ -135,9 +156,8 @@ async fn savepoints_nest_and_undo_only_their_part() {
     assert_eq!(kit.notes(&kit.acme).await, ["1 before", "2 outer", "3 outer, after a failed part"]);
 }
 
-#[tokio::test]
-async fn a_cursor_with_hold_does_not_reach_the_next_tenant() {
-    let kit = Kit::with_options(|options| options.with_max_connections(1)).await;
+async fn a_cursor_with_hold_does_not_reach_the_next_tenant(route: Route) {
+    let Some(kit) = Kit::on_with(route, |options| options.with_max_connections(1)).await else { return };
     kit.note(&kit.acme, "acme's").await;
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     sqlx::raw_sql("declare loot cursor with hold for select body from notes").execute(&mut tx).await.expect("declare");
@@ -146,9 +166,8 @@ async fn a_cursor_with_hold_does_not_reach_the_next_tenant() {
     sqlx::raw_sql("fetch all from loot").fetch_all(&mut tx).await.expect_err("the cursor is gone");
 }
 
-#[tokio::test]
-async fn a_failed_copy_does_not_shift_the_next_tenants_replies() {
-    let kit = Kit::with_options(|options| options.with_max_connections(1)).await;
+async fn a_failed_copy_does_not_shift_the_next_tenants_replies(route: Route) {
+    let Some(kit) = Kit::on_with(route, |options| options.with_max_connections(1)).await else { return };
     for n in 0..500 {
         kit.note(&kit.acme, &format!("acme's {n}")).await;
     }
@@ -162,9 +181,8 @@ async fn a_failed_copy_does_not_shift_the_next_tenants_replies() {
     kit.db_settles().await;
 }
 
-#[tokio::test]
-async fn a_session_setting_does_not_bind_the_next_tenant() {
-    let kit = Kit::with_options(|options| options.with_max_connections(1)).await;
+async fn a_session_setting_does_not_bind_the_next_tenant(route: Route) {
+    let Some(kit) = Kit::on_with(route, |options| options.with_max_connections(1)).await else { return };
     kit.note(&kit.globex, "globex's").await;
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     let session = format!("set tenancy.tenant_id = '{}'", kit.globex.tenant_id());
@@ -173,9 +191,8 @@ async fn a_session_setting_does_not_bind_the_next_tenant() {
     assert!(kit.notes(&kit.acme).await.is_empty(), "SET LOCAL of the next transaction comes after it");
 }
 
-#[tokio::test]
-async fn serializable_conflicts_are_retry() {
-    let kit = Kit::new().await;
+async fn serializable_conflicts_are_retry(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let id = kit.note(&kit.acme, "0").await;
     let bump = "update notes set body = (body::int + 1)::text where id = $1";
     let mut one = kit.db.begin_with(&kit.acme, Isolation::RepeatableRead).await.expect("begin");
@@ -190,9 +207,8 @@ async fn serializable_conflicts_are_retry() {
     assert!(error.kind() == ErrorKind::Retry && error.is_transient());
 }
 
-#[tokio::test]
-async fn prepared_statements_and_typed_queries_work() {
-    let kit = Kit::new().await;
+async fn prepared_statements_and_typed_queries_work(route: Route) {
+    let Some(kit) = Kit::on(route).await else { return };
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     let statement = (&mut tx).prepare(sqlx::SqlStr::from_static("select $1::int + 1")).await.expect("prepare");
     for n in 1..3 {

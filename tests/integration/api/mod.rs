@@ -5,8 +5,10 @@ mod bad_input;
 mod documents;
 mod isolation;
 mod operations;
+mod oracle;
 mod projects;
 mod tenants;
+mod timing;
 mod tokens;
 
 /// An id that nothing has.
