@@ -153,9 +153,11 @@ begin
   -- Hysteresis: a tenth of the limit below the threshold, and at least one unit, so that one user who comes and goes alerts once.
   if period = 'epoch' then
     for percent in
-      delete from tenancy.quota_alerts a
-       where a.tenant_id = of_tenant and a.metric = of_metric and a.period_start = 'epoch'
-         and (most is null or level::numeric < most::numeric * a.threshold / 100 - greatest(most::numeric / 10, 1)) returning a.threshold
+      with gone as (
+        delete from tenancy.quota_alerts a
+         where a.tenant_id = of_tenant and a.metric = of_metric and a.period_start = 'epoch'
+           and (most is null or level::numeric < most::numeric * a.threshold / 100 - greatest(most::numeric / 10, 1)) returning a.threshold)
+      select g.threshold from gone g order by 1 desc
     loop
       insert into tenancy.outbox (tenant_id, topic, dedup_key, payload)
         values (of_tenant, 'quota.resolved', concat_ws(':', 'quota.resolved', of_tenant, of_metric, percent, pg_current_xact_id()),
@@ -288,18 +290,18 @@ grant execute on function tenancy.gauge_settle(uuid, bigint) to tenancy_app;
 -- Gives back what reservations held that nobody settled in time.
 create function tenancy.gauge_expire() returns bigint
   language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare r record; n bigint := 0;
+declare late record; n bigint := 0;
 begin
-  for r in
+  for late in
     with gone as (
       delete from tenancy.quota_reservations r using (
           select tenant_id, id from tenancy.quota_reservations where expires_at < clock_timestamp() limit 1000 for update skip locked) x
        where r.tenant_id = x.tenant_id and r.id = x.id returning r.tenant_id, r.metric, r.amount)
     select tenant_id, metric, sum(amount) as amount, count(*) as n from gone group by 1, 2 order by 1, 2
   loop
-    update tenancy.quota_gauges g set reserved = g.reserved - r.amount where g.tenant_id = r.tenant_id and g.metric = r.metric;
-    perform tenancy.quota_alert(g.tenant_id, g.metric, 'epoch', g.used + g.reserved) from tenancy.quota_gauges g where g.tenant_id = r.tenant_id and g.metric = r.metric;
-    n := n + r.n;
+    update tenancy.quota_gauges g set reserved = g.reserved - late.amount where g.tenant_id = late.tenant_id and g.metric = late.metric;
+    perform tenancy.quota_alert(g.tenant_id, g.metric, 'epoch', g.used + g.reserved) from tenancy.quota_gauges g where g.tenant_id = late.tenant_id and g.metric = late.metric;
+    n := n + late.n;
   end loop;
   return n;
 end $$;

@@ -14,6 +14,7 @@ mod noninterference;
 mod pooler;
 mod preflight;
 mod probe;
+mod quota;
 mod schema;
 mod sealed;
 mod tx;

@@ -744,10 +744,10 @@ impl Inner {
     async fn tick(&self, number: u64) -> Result<()> {
         self.report(false).await?;
         self.follow().await?;
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             self.maintain().await?;
         }
-        if number % 300 == 0 {
+        if number.is_multiple_of(300) {
             self.roll_up().await?;
         }
         self.fetch().await
@@ -767,7 +767,7 @@ impl Inner {
         if self.failing.swap(failing, Relaxed) != failing {
             match outcome {
                 Err(error) => {
-                    tracing::error!(?error, "quotas can't be leased: leased units are spent, then requests are answered as configured")
+                    tracing::error!(?error, "quotas can't be leased: leased units are spent, then requests are answered as configured");
                 }
                 Ok(()) => tracing::info!("quotas are leased again"),
             }
@@ -804,7 +804,7 @@ async fn run(meter: Weak<Inner>) {
 /// Whether the others took this node for dead.
 fn was_given_up(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<sqlx::Error>());
-    source.and_then(sqlx::Error::as_database_error).and_then(|db| db.code()).as_deref() == Some("TN001")
+    source.and_then(sqlx::Error::as_database_error).is_some_and(|db| db.code().as_deref() == Some("TN001"))
 }
 
 fn away() -> Error {
