@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tenancy_core::TenantContext;
+use tenancy_sqlx::isolation;
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_sqlx::{Options, Roles, Schema, SealKey, TenantDb};
 
@@ -58,6 +59,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let local = database.open().await?;
     rows(&local, &tenants).await?;
     sealing().await?;
+    checking().await?;
     Ok(())
 }
 
@@ -220,6 +222,28 @@ async fn sealing() -> Result<(), Box<dyn std::error::Error>> {
         let title = if near { "local socket" } else { "a round trip of 1 ms" };
         print(&format!("The sealed mode, {title}; ratio to the plain one"), &mut cases, 0);
     }
+    Ok(())
+}
+
+/// How long the isolation checker takes, by the number of tables.
+async fn checking() -> Result<(), Box<dyn std::error::Error>> {
+    let mut cases = ["3 tables", "500 tables"].map(Case::new);
+    for (case, tables) in cases.iter_mut().zip([3, 500]) {
+        let database = TestDatabase::new().await?;
+        let mut eye = database.superuser().await?;
+        let table = "create table t%1$s (tenant_id uuid not null, id uuid not null, body text, other uuid, primary key (tenant_id, id),
+                       foreign key (tenant_id, other) references t%1$s (tenant_id, id)); create index on t%1$s (tenant_id, other); call tenancy.protect_table(''t%1$s'')";
+        let ddl = format!("do $$ begin for i in 1..{tables} loop execute format('{table}', i); end loop; end $$");
+        eye.execute(AssertSqlSafe(format!("set role tenancy_owner; {ddl}; reset role; analyze"))).await?;
+        for _ in 0..12 {
+            timed!(case, {
+                let found = isolation::inspect(&mut eye, &Roles::default(), "tenancy_app").await?;
+                assert!(found.iter().all(|finding| finding.rule == "server-version"), "{found:?}");
+            });
+        }
+        case.samples.drain(..2);
+    }
+    print("The isolation checker, all rules; ratio to 3 tables", &mut cases, 0);
     Ok(())
 }
 
