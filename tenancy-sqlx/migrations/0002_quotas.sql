@@ -491,3 +491,6 @@ begin
 end $$;
 revoke all on function tenancy.usage_maintain(interval, interval) from public;
 grant execute on function tenancy.usage_maintain(interval, interval) to tenancy_app, tenancy_admin;
+
+-- The first months, so that no row has to go to the default partition while they are made.
+select tenancy.usage_maintain('90 days', '1095 days');

@@ -252,6 +252,7 @@ async fn the_applications_role_can_change_no_quota_and_read_no_other_tenants() {
 async fn usage_is_kept_by_the_minute_and_rolled_up() {
     let kit = Kit::new().await;
     let (mut eye, tenant) = (kit.superuser().await, kit.acme.tenant_id());
+    eye.execute("update tenancy.usage_rolled set until = '-infinity'").await.expect("nothing is rolled up");
     // 50 days of a call each minute in the first hour of a day, and a gauge that rises by one a day.
     let fill = "insert into tenancy.usage select $1, 'api', d + m * interval '1 minute', 2 from generate_series(date_trunc('day', now(), 'UTC') - interval '50 days', date_trunc('day', now(), 'UTC') - interval '1 day', '1 day') d, generate_series(0, 59) m
          union all select $1, 'storage', d + interval '5 hours', row_number() over (order by d) from generate_series(date_trunc('day', now(), 'UTC') - interval '50 days', date_trunc('day', now(), 'UTC') - interval '1 day', '1 day') d";
