@@ -5,11 +5,13 @@
     doc = "A tower layer that establishes each request's tenant: see the README."
 )]
 
+pub mod admit;
 #[cfg(feature = "axum")]
 pub mod axum;
 pub mod resolve;
 pub mod response;
 
+pub use admit::{AdmitLayer, AdmitService, AdmittedBody};
 #[cfg(feature = "jwt")]
 pub use resolve::{Algorithm, JwtResolver, KeySet, Keys};
 pub use resolve::{

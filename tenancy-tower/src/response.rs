@@ -8,8 +8,9 @@ use std::error::Error as _;
 use std::fmt;
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use serde::Serialize;
+use tenancy_core::quota::{Denial, Standing};
 use tenancy_core::{Error, ErrorKind};
 
 /// The media type of a problem document.
@@ -58,6 +59,9 @@ struct Document<'a> {
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'a str>,
+    /// The names of the policies, as in `RateLimit-Policy`, that the request would have violated.
+    #[serde(rename = "violated-policies", skip_serializing_if = "Option::is_none")]
+    violated: Option<[&'a str; 1]>,
 }
 
 /// The problem document for `error`.
@@ -77,13 +81,10 @@ pub fn problem<B: From<String>>(error: &Error) -> Response<B> {
         status: status.as_u16(),
         detail,
         field: error.field(),
+        violated: None,
     };
-    // Strings and a number: there is nothing that can't be written.
-    let mut response = Response::new(B::from(serde_json::to_string(&document).unwrap_or_default()));
-    *response.status_mut() = status;
+    let mut response = answer(status, &document);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if status == StatusCode::UNAUTHORIZED {
         let refused = error.source().is_some_and(<dyn std::error::Error>::is::<InvalidToken>);
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(if refused { "Bearer error=\"invalid_token\"" } else { "Bearer" }));
@@ -92,6 +93,59 @@ pub fn problem<B: From<String>>(error: &Error) -> Response<B> {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+fn answer<B: From<String>>(status: StatusCode, document: &Document<'_>) -> Response<B> {
+    // Strings and a number: there is nothing that can't be written.
+    let mut response = Response::new(B::from(serde_json::to_string(document).unwrap_or_default()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The problem document for a denied request: 429 where the tenant is over its rate, concurrency or quota, 503 where the service is out
+/// of capacity or can't ask what is left.
+pub fn denial<B: From<String>>(denial: &Denial) -> Response<B> {
+    let (status, title) = if denial.reason.is_the_tenants() {
+        (StatusCode::TOO_MANY_REQUESTS, "Too many requests")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "The service is not available now")
+    };
+    let detail = denial.to_string();
+    let document = Document {
+        r#type: format!("urn:tenancy:problem:{}", denial.reason.code()),
+        title,
+        status: status.as_u16(),
+        detail: &detail,
+        field: None,
+        violated: denial.reason.is_the_tenants().then_some([denial.metric]),
+    };
+    let mut response = answer(status, &document);
+    let headers = response.headers_mut();
+    if let Some(seconds) = denial.retry_after_seconds() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Some(limit) = denial.limit.filter(|_| denial.reason.is_the_tenants()) {
+        let reset = denial.retry_after_seconds();
+        rate_limit(headers, Standing::new(denial.metric, limit, denial.window, denial.remaining, reset));
+    }
+    response
+}
+
+/// Tells where a tenant stands: `RateLimit-Policy: "api";q=1000;w=3600` and `RateLimit: "api";r=12;t=60`.
+pub(crate) fn rate_limit(headers: &mut HeaderMap, standing: Standing) {
+    let Standing { metric, limit, window, remaining, reset, .. } = standing;
+    let parameter = |name: &str, value: Option<u64>| value.map(|value| format!(";{name}={value}")).unwrap_or_default();
+    let policy = format!("\"{metric}\";q={limit}{}", parameter("w", window));
+    let state = format!("\"{metric}\";r={remaining}{}", parameter("t", reset));
+    for (name, value) in [("ratelimit-policy", policy), ("ratelimit", state)] {
+        // A metric's name has only letters, digits, '_' and '.'.
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
 }
 
 /// The refusal of a credential that was presented: the same words whatever is wrong with it, and a challenge that says
