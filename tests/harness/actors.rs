@@ -345,14 +345,15 @@ impl Reply {
         let status = match code {
             "invalid" => 400,
             "unauthenticated" => 401,
-            "forbidden" | "tenant-inactive" => 403,
+            "forbidden" | "tenant-inactive" | "quota-exceeded" => 403,
             "not-found" | "tenant-not-found" | "no-such-path" => 404,
             "method-not-allowed" => 405,
             "conflict" => 409,
             "version-mismatch" => 412,
             "too-large" => 413,
             "unsupported-media-type" => 415,
-            "unavailable" => 503,
+            "exhausted" | "rate" | "concurrency" => 429,
+            "unavailable" | "shed" | "store-away" => 503,
             other => panic!("{other} is no problem of this API"),
         };
         assert_eq!((self.status, self.header("content-type")), (status, "application/problem+json"), "{self:?}");
@@ -377,11 +378,11 @@ impl Reply {
         assert_eq!(self.problem("invalid")["field"], field, "{self:?}");
     }
 
-    /// The whole answer, without what differs from one answer to the next: its request id and its date.
+    /// The whole answer, without what differs from one answer to the next: its request id, its date, and how many calls are left.
     pub fn comparable(&self) -> String {
         let varies = |line: &str| {
             let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
-            name == "x-request-id" || name == "date"
+            ["x-request-id", "date", "ratelimit"].contains(&name.as_str())
         };
         let text = String::from_utf8_lossy(&self.bytes);
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));

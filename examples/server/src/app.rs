@@ -9,6 +9,7 @@ use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, HostResolver};
 use tokio::net::TcpListener;
@@ -30,6 +31,7 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct App {
     pub(crate) db: TenantDb,
     pub(crate) catalog: PgCatalog,
+    pub(crate) meter: Meter,
     pub(crate) objects: TenantObjects,
     pub(crate) operator_token: OperatorToken,
     pub(crate) max_body: usize,
@@ -109,6 +111,7 @@ impl Running {
         };
         let app = Arc::new(App {
             catalog: db.catalog(),
+            meter: Meter::start(&db, MeterOptions::default()).await?,
             db,
             objects,
             operator_token,
@@ -169,6 +172,10 @@ impl Running {
         let done = tokio::time::timeout(SHUTDOWN_LIMIT, &mut serving).await;
         if done.is_err() {
             serving.abort();
+        }
+        // What was leased and not used goes back.
+        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), self.app.meter.shutdown()).await {
+            tracing::warn!(?error, "the leased quotas were not given back: they are settled when this node is given up");
         }
         // Waits for transactions that are still under way, which end with their requests.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.app.db.close()).await;

@@ -23,6 +23,7 @@ mod extract;
 mod idempotency;
 mod operator;
 mod page;
+mod plans;
 mod precondition;
 mod problem;
 mod routes;

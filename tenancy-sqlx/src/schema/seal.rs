@@ -1,7 +1,7 @@
 //! Switching the sealed mode on and off, and its keys.
 
 use sqlx::{AssertSqlSafe, Connection, Executor, Row};
-use tenancy_core::Result;
+use tenancy_core::{Error, Result};
 
 use super::{Schema, misconfigured};
 use crate::error::from_sqlx;
@@ -42,7 +42,15 @@ impl Schema {
             return Err(misconfigured("sealing needs the setting backtrace_functions for itself: ALTER SYSTEM RESET it".to_owned()));
         }
         self.lock().await?;
-        let done = self.install_seal(key).await;
+        let mut done = self.install_seal(key).await;
+        // Rights on parameters are the whole server's: sealing another database at the same moment is in the way, for a moment.
+        for _ in 0..20 {
+            if !done.as_ref().is_err_and(is_concurrent) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            done = self.install_seal(key).await;
+        }
         self.unlock().await?;
         done
     }
@@ -119,4 +127,10 @@ impl Schema {
         }
         Err(misconfigured("this database is not sealed: Schema::seal seals it".to_owned()))
     }
+}
+
+/// Whether a row of a shared catalog was changed by somebody else meanwhile: PostgreSQL does not wait for it, nor give it a code of its own.
+fn is_concurrent(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<sqlx::Error>());
+    source.and_then(sqlx::Error::as_database_error).is_some_and(|db| db.message().starts_with("tuple concurrently"))
 }

@@ -229,7 +229,9 @@ async fn names_that_are_paths_are_refused_and_write_nothing_anywhere() {
 
 #[tokio::test]
 async fn a_document_has_at_most_a_hundred() {
-    let (_app, acme, globex) = TestApp::with_tenants().await;
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let at_once = json!({ "quotas": [{ "metric": "api.concurrency", "limit": 200 }] });
+    app.operator().put(&format!("/api/v1/tenants/{}/quotas", acme.tenant), "").json(&at_once).await.expect(200);
     let (document, other) = documents(&acme, &globex).await;
     let uploads = join_all((0..110).map(|n| acme.put(&path(&document, &n.to_string()), "x").into_future())).await;
     let made: BTreeSet<u16> = uploads.iter().map(|reply| reply.status).collect();

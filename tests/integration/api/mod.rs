@@ -7,6 +7,7 @@ mod isolation;
 mod operations;
 mod oracle;
 mod projects;
+mod quotas;
 mod tenants;
 mod timing;
 mod tokens;

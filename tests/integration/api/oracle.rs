@@ -130,7 +130,7 @@ fn operations(document: &Value) -> Vec<Operation> {
             let query = of("query");
             for name in &query {
                 assert!(
-                    ["limit", "cursor", "search", "status"].contains(&name.as_str()),
+                    ["limit", "cursor", "search", "status", "metric", "from", "to", "resolution", "format"].contains(&name.as_str()),
                     "{path} has a parameter {name}: teach me what it names"
                 );
             }
@@ -163,6 +163,7 @@ fn bodies(schema: &Value) -> Vec<Value> {
         assert!(schema["format"] != "uuid" && !name.ends_with("id"), "a body has {name}: teach me whose things it may name");
         let value = match (schema["type"].as_str(), name.as_str()) {
             (Some("object"), _) => json!({}),
+            (Some("array"), "quotas") => json!([{ "metric": "users", "limit": 9 }]),
             (Some("string"), "slug") => json!("a-new-slug"),
             (Some("string"), _) => json!("standard"),
             _ => panic!("teach me how to make a {name} of {schema}"),
@@ -228,7 +229,7 @@ fn choices(parameters: usize) -> Vec<(usize, Vec<Whose>)> {
 /// An answer without what must differ: its date and request id, the names that the request gave, and the time at which something was made.
 fn plain(reply: &Reply, given: &[&str]) -> String {
     let mut text = reply.comparable();
-    for name in ["date", "x-request-id"] {
+    for name in ["date", "x-request-id", "ratelimit"] {
         text += &format!("\n{name}: {}", reply.headers.get_all(name).iter().count());
     }
     for (n, name) in given.iter().enumerate() {

@@ -35,7 +35,7 @@ async fn all_pages(operator: &Operator, query: &str) -> Vec<Value> {
 async fn a_tenant_is_made_shown_changed_and_archived() {
     let app = TestApp::start().await;
     let operator = app.operator();
-    let new = json!({ "slug": "acme", "name": "Acme", "plan": "gold", "branding": { "colour": "#fff" }, "flags": { "beta": true } });
+    let new = json!({ "slug": "acme", "name": "Acme", "plan": "unlimited", "branding": { "colour": "#fff" }, "flags": { "beta": true } });
     let made = operator.post(TENANTS, &new).await.expect(201);
     let tenant = made.json();
     assert_eq!((made.header("etag"), made.header("location")), ("\"1\"", path(&tenant).as_str()));
@@ -50,7 +50,7 @@ async fn a_tenant_is_made_shown_changed_and_archived() {
 
     let changed = operator.patch(&path(&tenant), &json!({ "name": "Acme Ltd", "flags": {} })).await.expect(200).json();
     assert_eq!((&changed["name"], &changed["flags"], &changed["version"]), (&json!("Acme Ltd"), &json!({}), &json!(2)));
-    assert_eq!((&changed["slug"], &changed["plan"], &changed["branding"]), (&json!("acme"), &json!("gold"), &new["branding"]));
+    assert_eq!((&changed["slug"], &changed["plan"], &changed["branding"]), (&json!("acme"), &json!("unlimited"), &new["branding"]));
     let renamed = operator.patch(&path(&tenant), &json!({ "slug": "acme-ltd" })).await.expect(200).json();
     assert_eq!(renamed["version"], 3);
     operator.get(&format!("{TENANTS}/acme")).await.problem("not-found");
@@ -339,8 +339,7 @@ async fn every_bound_of_a_tenant_is_kept() {
         operator.post(TENANTS, &missing).await.invalid("body");
     }
     assert_eq!(app.db_everything().await, before);
-    let most =
-        json!({ "slug": "fresh", "name": "é".repeat(200), "plan": "p".repeat(64), "branding": big(16 * 1024), "flags": big(16 * 1024) });
+    let most = json!({ "slug": "fresh", "name": "é".repeat(200), "plan": "free", "branding": big(16 * 1024), "flags": big(16 * 1024) });
     let made = operator.post(TENANTS, &most).await.expect(201).json();
     assert_eq!((&made["name"], &made["branding"], &made["plan"]), (&most["name"], &most["branding"], &most["plan"]));
 }

@@ -2,16 +2,18 @@
 
 use std::process::ExitCode;
 
+use chrono::SubsecRound as _;
 use clap::Subcommand;
 use tenancy_core::{
-    Actor, Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantId, TenantQuery, TenantSlug,
-    TenantStatus,
+    Actor, Clock as _, Error, ErrorKind, NewTenant, Result, SystemClock, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantId,
+    TenantQuery, TenantSlug, TenantStatus,
 };
-use tenancy_sqlx::PgCatalog;
+use tenancy_sqlx::{PgCatalog, TenantDb};
 
 use super::say;
 use crate::config::Config;
 use crate::database::Database;
+use crate::plans::entitle;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -22,7 +24,7 @@ pub(super) enum Verb {
         /// The tenant's name for people [default: the slug]
         #[arg(long)]
         name: Option<String>,
-        /// The plan
+        /// The plan: free, standard or unlimited
         #[arg(long, default_value = Tenant::DEFAULT_PLAN)]
         plan: String,
         /// Print JSON
@@ -82,17 +84,21 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
         database.migrate().await?;
     }
     let db = database.open(config).await?;
-    act(&db.catalog(), verb).await
+    act(&db, verb).await
 }
 
-async fn act(catalog: &PgCatalog, verb: Verb) -> Result<ExitCode> {
-    let by = Actor::System;
+async fn act(db: &TenantDb, verb: Verb) -> Result<ExitCode> {
+    let (catalog, by) = (&db.catalog(), Actor::System);
     match verb {
         Verb::Create { slug, name, plan, json } => {
             let name = name.unwrap_or_else(|| slug.to_string());
             let mut new = NewTenant::new(slug, name).active();
             new.plan = plan;
-            print(&*catalog.create(new, &by).await?, json)?;
+            let mut tx = db.dangerous().begin_system("create a tenant").await?;
+            let tenant = tx.create_tenant(new, SystemClock.now().trunc_subsecs(6)).await?;
+            entitle(&mut tx, tenant.id, &tenant.plan).await?;
+            tx.commit().await?;
+            print(&tenant, json)?;
         }
         Verb::List { search, status, limit, after, json } => {
             let mut query = TenantQuery::default();

@@ -19,7 +19,9 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use sqlx::FromRow;
 use tenancy_core::objects::{TenantStore, into_error, parse_path};
+use tenancy_core::quota::Metric;
 use tenancy_core::{AuditEvent, Error, ErrorKind, Result, Role, TenantContext};
+use tenancy_sqlx::quota::Reservation;
 use tenancy_sqlx::{TenantTx, from_sqlx};
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
@@ -29,6 +31,7 @@ use crate::app::{App, uncancelled};
 use crate::attachment_store::{self, discard};
 use crate::extract::{Caller, Id, NoQuery, Path, Query, content_length};
 use crate::page::Page;
+use crate::plans::ROOM_SLACK;
 use crate::precondition::{Preconditions, etag, mismatch};
 
 /// The most attachments of a document: a list of them has one page.
@@ -125,6 +128,8 @@ pub(super) async fn upload(
         return Err(too_large().into());
     }
     exists(&mut app.db.read(&cx).await?, *document).await?;
+    // Where nobody says how long it is, there must be room for the longest.
+    let room = Room::reserve(&app, &cx, content_length(request.headers()).unwrap_or(app.max_attachment)).await?;
 
     let (store, object) = (app.objects.scope(&cx)?, Uuid::now_v7());
     let mut writing =
@@ -133,7 +138,7 @@ pub(super) async fn upload(
     let mut chunks = request.into_body().into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = match chunk {
-            Ok(chunk) if size + chunk.len() as u64 <= app.max_attachment => chunk,
+            Ok(chunk) if size + chunk.len() as u64 <= app.max_attachment.min(room.amount()) => chunk,
             refused => {
                 abandon(writing).await;
                 return Err(refused
@@ -161,7 +166,7 @@ pub(super) async fn upload(
         object,
     };
     let location = format!("/api/v1/documents/{}/attachments/{}", *document, percent_encode(&attachment.name));
-    let (attachment, replaced) = uncancelled(finish(app, cx, *document, attachment, preconditions, writing, store)).await?;
+    let (attachment, replaced) = uncancelled(finish(app, cx, *document, attachment, preconditions, writing, store, room)).await?;
     let tag = [(ETAG, etag(&attachment.sha256))];
     let status = if replaced { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, tag, [(axum::http::header::LOCATION, location)], axum::Json(attachment)).into_response())
@@ -182,9 +187,10 @@ async fn finish(
     preconditions: Preconditions,
     writing: WriteMultipart,
     store: TenantStore,
+    room: Room,
 ) -> Result<(Attachment, bool)> {
     writing.finish().await.map_err(into_error)?;
-    match record(&app, &cx, document, &attachment, &preconditions).await {
+    match record(&app, &cx, document, &attachment, &preconditions, room).await {
         Ok(replaced) => {
             let had = replaced.is_some();
             discard(&store, replaced.into_iter().collect()).await;
@@ -207,6 +213,7 @@ async fn record(
     document: Uuid,
     attachment: &Attachment,
     preconditions: &Preconditions,
+    mut room: Room,
 ) -> Result<Option<Uuid>> {
     let mut tx = app.db.begin(cx).await?;
     documents::lock(&mut tx, document, &Preconditions::default()).await?;
@@ -239,8 +246,60 @@ async fn record(
     .execute(&mut tx)
     .await
     .map_err(from_sqlx)?;
-    tx.commit().await?;
-    Ok(replaced)
+    let size = u64::try_from(attachment.size).unwrap_or_default();
+    if let Some((_, replaced)) = replaced {
+        tx.shrink(Metric::STORAGE, replaced).await?;
+    }
+    if let Some(reservation) = &room.reservation {
+        tx.settle(reservation, size).await?;
+    }
+    let committed = tx.commit().await;
+    // Where nobody knows whether it was kept, the room is free again when it expires.
+    if committed.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::OutcomeUnknown) {
+        room.reservation = None;
+    }
+    committed.map(|()| replaced.map(|(object, _)| object))
+}
+
+/// Room in the tenant's storage for an upload under way. Dropped before it was settled, it is given back.
+struct Room {
+    app: Arc<App>,
+    cx: TenantContext,
+    reservation: Option<Reservation>,
+}
+
+impl Room {
+    async fn reserve(app: &Arc<App>, cx: &TenantContext, amount: u64) -> Result<Self> {
+        let mut room = Self { app: Arc::clone(app), cx: cx.clone(), reservation: None };
+        if amount > 0 {
+            let mut tx = app.db.begin(cx).await?;
+            let reservation = tx.reserve(Metric::STORAGE, amount, app.upload_timeout + ROOM_SLACK).await?;
+            tx.commit().await?;
+            room.reservation = Some(reservation);
+        }
+        Ok(room)
+    }
+
+    fn amount(&self) -> u64 {
+        self.reservation.as_ref().map_or(0, Reservation::amount)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let Some(reservation) = self.reservation.take() else { return };
+        let (app, cx) = (Arc::clone(&self.app), self.cx.clone());
+        tokio::spawn(async move {
+            let given_back = async {
+                let mut tx = app.db.begin(&cx).await?;
+                tx.settle(&reservation, 0).await?;
+                tx.commit().await
+            };
+            if let Err(error) = given_back.await {
+                tracing::warn!(?error, "an upload's room is kept until it expires");
+            }
+        });
+    }
 }
 
 pub(super) async fn delete(
@@ -254,7 +313,7 @@ pub(super) async fn delete(
     check_name(&name)?;
     let store = app.objects.scope(&cx)?;
     let mut tx = app.db.begin(&cx).await?;
-    let object = current(&mut tx, *document, &name, &preconditions).await?.ok_or_else(Error::not_found)?;
+    let (object, size) = current(&mut tx, *document, &name, &preconditions).await?.ok_or_else(Error::not_found)?;
     sqlx::query("delete from attachments where tenant_id = $1 and document_id = $2 and name = $3")
         .bind(cx.tenant_id().as_uuid())
         .bind(*document)
@@ -265,6 +324,7 @@ pub(super) async fn delete(
     let mut event = AuditEvent::new(cx.principal().actor(), "attachment.delete", format!("{}/{name}", *document));
     event.request_id = Some(cx.request_id());
     tx.audit(event).await?;
+    tx.shrink(Metric::STORAGE, size).await?;
     uncancelled(async move {
         tx.commit().await?;
         discard(&store, vec![object]).await;
@@ -274,18 +334,18 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The object of the attachment, if there is one; its row is locked. Fails if the caller expects another one.
-async fn current(tx: &mut TenantTx, document: Uuid, name: &str, preconditions: &Preconditions) -> Result<Option<Uuid>> {
-    let found: Option<(Uuid, String)> =
-        sqlx::query_as("select object, sha256 from attachments where tenant_id = $1 and document_id = $2 and name = $3 for update")
+/// The object of the attachment and its size, if there is one; its row is locked. Fails if the caller expects another one.
+async fn current(tx: &mut TenantTx, document: Uuid, name: &str, preconditions: &Preconditions) -> Result<Option<(Uuid, u64)>> {
+    let found: Option<(Uuid, String, i64)> =
+        sqlx::query_as("select object, sha256, size from attachments where tenant_id = $1 and document_id = $2 and name = $3 for update")
             .bind(tx.tenant_id().as_uuid())
             .bind(document)
             .bind(name)
             .fetch_optional(tx)
             .await
             .map_err(from_sqlx)?;
-    if preconditions.permit(found.as_ref().map(|(_, sha256)| etag(sha256)).as_deref()) {
-        Ok(found.map(|(object, _)| object))
+    if preconditions.permit(found.as_ref().map(|(_, sha256, _)| etag(sha256)).as_deref()) {
+        Ok(found.map(|(object, _, size)| (object, u64::try_from(size).unwrap_or_default())))
     } else {
         Err(mismatch())
     }

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
+use tenancy_core::quota::Metric;
 use tenancy_core::{AuditEvent, Error, Result, Role};
 use tenancy_sqlx::{TenantTx, from_sqlx};
 use tenancy_tower::axum::Problem;
@@ -193,7 +194,7 @@ pub(super) async fn delete(
     let store = app.objects.scope(&cx)?;
     let mut tx = app.db.begin(&cx).await?;
     lock(&mut tx, *id, &preconditions).await?;
-    let objects: Vec<Uuid> = sqlx::query_scalar("select object from attachments where tenant_id = $1 and document_id = $2")
+    let attachments: Vec<(Uuid, i64)> = sqlx::query_as("select object, size from attachments where tenant_id = $1 and document_id = $2")
         .bind(cx.tenant_id().as_uuid())
         .bind(*id)
         .fetch_all(&mut tx)
@@ -208,6 +209,9 @@ pub(super) async fn delete(
     let mut event = AuditEvent::new(cx.principal().actor(), "document.delete", id.to_string());
     event.request_id = Some(cx.request_id());
     tx.audit(event).await?;
+    let bytes: i64 = attachments.iter().map(|(_, size)| size).sum();
+    tx.shrink(Metric::STORAGE, u64::try_from(bytes).unwrap_or_default()).await?;
+    let objects = attachments.into_iter().map(|(object, _)| object).collect();
     uncancelled(async move {
         tx.commit().await?;
         discard(&store, objects).await;

@@ -7,7 +7,7 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
-use tenancy_tower::{ResolveTenant, ResolveTenantLayer};
+use tenancy_tower::{AdmitLayer, ResolveTenant, ResolveTenantLayer};
 
 use crate::app::App;
 use crate::edge::edge;
@@ -18,6 +18,7 @@ mod attachments;
 mod documents;
 mod open;
 mod projects;
+mod quotas;
 mod tenant;
 mod tenants;
 
@@ -53,6 +54,9 @@ fn operator_routes() -> Vec<Route> {
         route(Method::DELETE, "/api/v1/tenants/{tenant}", tenants::archive),
         route(Method::POST, "/api/v1/tenants/{tenant}/suspend", tenants::suspend),
         route(Method::POST, "/api/v1/tenants/{tenant}/resume", tenants::resume),
+        route(Method::GET, "/api/v1/tenants/{tenant}/quotas", quotas::list),
+        route(Method::PUT, "/api/v1/tenants/{tenant}/quotas", quotas::put),
+        route(Method::GET, "/api/v1/tenants/{tenant}/usage", quotas::usage),
     ]
 }
 
@@ -61,6 +65,8 @@ fn tenant_routes() -> Vec<Route> {
     const ATTACHMENT: &str = "/api/v1/documents/{document}/attachments/{name}";
     vec![
         route(Method::GET, "/api/v1/tenant", tenant::show),
+        route(Method::GET, "/api/v1/tenant/quotas", quotas::own),
+        route(Method::GET, "/api/v1/tenant/usage", quotas::own_usage),
         route(Method::GET, "/api/v1/projects", projects::list),
         route(Method::POST, "/api/v1/projects", projects::create),
         route(Method::GET, "/api/v1/projects/{project}", projects::show),
@@ -83,7 +89,10 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bo
     let mount =
         |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
-    let mut router = mount(open_routes()).merge(mount(tenant_routes()).route_layer(ResolveTenantLayer::new(catalog, resolver)));
+    // From outside in: whose request it is, whether it is admitted, then the handler.
+    let tenants =
+        mount(tenant_routes()).route_layer(AdmitLayer::new(app.meter.clone())).route_layer(ResolveTenantLayer::new(catalog, resolver));
+    let mut router = mount(open_routes()).merge(tenants);
     if has_admin {
         router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
     }

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
+use tenancy_core::quota::Metric;
 use tenancy_core::{AuditEvent, Error, Result, Role};
 use tenancy_sqlx::{TenantTx, from_sqlx};
 use tenancy_tower::axum::Problem;
@@ -175,8 +176,8 @@ pub(super) async fn delete(
         .execute(&mut tx)
         .await
         .map_err(from_sqlx)?;
-    let objects: Vec<Uuid> = sqlx::query_scalar(
-        "select a.object from attachments a join documents d on d.tenant_id = a.tenant_id and d.id = a.document_id
+    let attachments: Vec<(Uuid, i64)> = sqlx::query_as(
+        "select a.object, a.size from attachments a join documents d on d.tenant_id = a.tenant_id and d.id = a.document_id
           where d.tenant_id = $1 and d.project_id = $2",
     )
     .bind(cx.tenant_id().as_uuid())
@@ -193,6 +194,9 @@ pub(super) async fn delete(
     let mut event = AuditEvent::new(cx.principal().actor(), "project.delete", id.to_string());
     event.request_id = Some(cx.request_id());
     tx.audit(event).await?;
+    let bytes: i64 = attachments.iter().map(|(_, size)| size).sum();
+    tx.shrink(Metric::STORAGE, u64::try_from(bytes).unwrap_or_default()).await?;
+    let objects = attachments.into_iter().map(|(object, _)| object).collect();
     uncancelled(async move {
         tx.commit().await?;
         discard(&store, objects).await;

@@ -17,6 +17,7 @@ use crate::extract::{Json, NoQuery, Path, Query, present};
 use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
 use crate::operator;
 use crate::page::{List, Page, decode, encode};
+use crate::plans::entitle;
 use crate::precondition::{Preconditions, etag, mismatch};
 
 #[derive(Debug, Deserialize)]
@@ -67,6 +68,7 @@ pub(super) async fn create(
         return Ok(answer);
     }
     let tenant = tx.create_tenant(new, now).await?;
+    entitle(&mut tx, tenant.id, &tenant.plan).await?;
     let answer = Answer::created(&tenant, etag(tenant.version), format!("/api/v1/tenants/{}", tenant.id))?;
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
     commit(&app, tx).await?;
@@ -119,6 +121,9 @@ pub(super) async fn change(
     let expected = expected(&preconditions, &found)?;
     let mut tx = begin(&app, "change a tenant").await?;
     let tenant = tx.update_tenant(found.id, change, expected, app.now()).await?;
+    if tenant.plan != found.plan {
+        entitle(&mut tx, tenant.id, &tenant.plan).await?;
+    }
     commit(&app, tx).await?;
     Ok(Answer::ok(&tenant, etag(tenant.version))?)
 }
@@ -183,7 +188,7 @@ async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &P
     Ok(answer)
 }
 
-async fn begin(app: &App, reason: &str) -> Result<SystemTx> {
+pub(super) async fn begin(app: &App, reason: &str) -> Result<SystemTx> {
     app.db.dangerous().on_behalf_of(operator::actor()?).begin_system(reason).await
 }
 
@@ -201,7 +206,7 @@ async fn commit(app: &Arc<App>, tx: SystemTx) -> Result<()> {
 }
 
 /// The tenant that a path names, by id or slug.
-async fn find(app: &App, tenant: &str) -> Result<Arc<Tenant>> {
+pub(super) async fn find(app: &App, tenant: &str) -> Result<Arc<Tenant>> {
     let hint: TenantHint = tenant.parse().map_err(|_| Error::not_found())?;
     app.catalog.find(&hint).await?.ok_or_else(Error::not_found)
 }
