@@ -137,7 +137,7 @@ async fn a_place_is_held_until_the_body_has_ended_or_is_dropped() {
     drop(second);
     assert_eq!((units.slot.in_flight(), units.node.in_flight(), units.node.active()), (0, 0, 0));
     // A request that is dropped in the handler gives its place back as well.
-    let stuck = Router::new().route("/", get(|| std::future::pending::<&str>())).layer(AdmitLayer::new(Handle(Arc::clone(&units))));
+    let stuck = Router::new().route("/", get(std::future::pending::<&str>)).layer(AdmitLayer::new(Handle(Arc::clone(&units))));
     let waiting = tokio::time::timeout(std::time::Duration::from_millis(20), stuck.oneshot(request(Method::GET, Some(cx)))).await;
     assert!(waiting.is_err() && units.slot.in_flight() == 0);
 }
