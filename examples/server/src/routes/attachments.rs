@@ -166,7 +166,8 @@ pub(super) async fn upload(
         object,
     };
     let location = format!("/api/v1/documents/{}/attachments/{}", *document, percent_encode(&attachment.name));
-    let (attachment, replaced) = uncancelled(finish(app, cx, *document, attachment, preconditions, writing, store, room)).await?;
+    let (attachment, replaced) =
+        uncancelled(finish(app, cx, *document, attachment, preconditions, Arrived { writing, store, room })).await?;
     let tag = [(ETAG, etag(&attachment.sha256))];
     let status = if replaced { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, tag, [(axum::http::header::LOCATION, location)], axum::Json(attachment)).into_response())
@@ -178,6 +179,13 @@ async fn abandon(writing: WriteMultipart) {
     }
 }
 
+/// A content that is all there, and its room.
+struct Arrived {
+    writing: WriteMultipart,
+    store: TenantStore,
+    room: Room,
+}
+
 /// Completes the content, then writes the row; if that fails the content is deleted again.
 async fn finish(
     app: Arc<App>,
@@ -185,9 +193,7 @@ async fn finish(
     document: Uuid,
     attachment: Attachment,
     preconditions: Preconditions,
-    writing: WriteMultipart,
-    store: TenantStore,
-    room: Room,
+    Arrived { writing, store, room }: Arrived,
 ) -> Result<(Attachment, bool)> {
     writing.finish().await.map_err(into_error)?;
     match record(&app, &cx, document, &attachment, &preconditions, room).await {

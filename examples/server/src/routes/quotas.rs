@@ -142,6 +142,7 @@ enum Format {
 }
 
 /// What is asked for, with what was not said.
+#[derive(Clone, Copy)]
 struct Asked {
     metric: Metric,
     from: DateTime<Utc>,
