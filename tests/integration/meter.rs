@@ -255,7 +255,7 @@ fn spawn(kit: &Kit, file: &std::path::Path) -> Child {
 
 #[tokio::test]
 async fn killed_processes_never_pass_the_limit() {
-    let limit = 60_000;
+    let limit = 250_000;
     let kit = kit(limit).await;
     let file = std::env::temp_dir().join(format!("tenancy-meter-{}-{:08x}", std::process::id(), rand::random::<u32>()));
     let admitted = || std::fs::metadata(&file).map_or(0, |meta| meta.len());

@@ -21,6 +21,7 @@ use crate::attachment_store;
 use crate::config::{Config, Secret, text};
 use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
+use crate::metrics;
 use crate::routes;
 
 /// How long requests in flight may take to finish when the server stops.
@@ -85,6 +86,7 @@ impl Running {
     /// Safe: nothing serves yet.
     pub async fn start(config: &Config) -> Result<Self> {
         config.check()?;
+        metrics::install();
         let objects = attachment_store::open(config)?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         let resolver = match text(&config.base_domain) {

@@ -44,8 +44,8 @@ pub(crate) async fn edge(State(app): State<Arc<App>>, mut request: Request, next
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let path = route.as_deref().unwrap_or("-");
     let span = tracing::info_span!("request", request_id = %id, tenant_id = tracing::field::Empty);
-    // Attachments are the only thing that is PUT.
-    let limit = if method == Method::PUT { app.upload_timeout } else { app.request_timeout };
+    let uploads = method == Method::PUT && path.ends_with("/attachments/{name}");
+    let limit = if uploads { app.upload_timeout } else { app.request_timeout };
     let mut response = answer(&method, limit, next.run(request)).instrument(span.clone()).await;
     let headers = response.headers_mut();
     // A hyphenated UUID is a header value.

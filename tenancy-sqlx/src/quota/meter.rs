@@ -141,6 +141,11 @@ pub struct MeterStats {
 
 /// Admits the requests of tenants by their quotas; one for the process. Cheap to clone.
 ///
+/// # Metrics
+/// With the feature `metrics`, once a second through the `metrics` facade: `tenant.requests` (by `tenant`, `outcome`), `quota.usage` (the part of the
+/// counter's ceiling that is spent or with other nodes, by `tenant`), `quota.denied` (by `reason`), `quota.round_trips`, `quota.in_flight`, `quota.tenants`. The
+/// label `tenant` names the twenty busiest; the others are `other`.
+///
 /// # Guarantees
 /// - Over all nodes, in a period, no more is admitted than the largest ceiling in force in it, whatever crashes.
 /// - A denial has consumed nothing.
@@ -172,6 +177,8 @@ struct Inner {
     horizon: AtomicU64,
     round_trips: AtomicU64,
     failing: AtomicBool,
+    #[cfg(feature = "metrics")]
+    busiest: Mutex<super::labels::Busiest>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -184,6 +191,16 @@ struct Seat {
     seen: std::sync::atomic::AtomicU32,
     queued: AtomicBool,
     book: Mutex<Option<Box<Book>>>,
+    #[cfg(feature = "metrics")]
+    told: Told,
+}
+
+/// What was not told to the metrics yet.
+#[cfg(feature = "metrics")]
+#[derive(Debug, Default)]
+struct Told {
+    admitted: std::sync::atomic::AtomicU32,
+    denied: std::sync::atomic::AtomicU32,
 }
 
 impl Place for Seat {
@@ -265,6 +282,8 @@ impl Meter {
             horizon: AtomicU64::new(0),
             round_trips: AtomicU64::new(0),
             failing: AtomicBool::new(false),
+            #[cfg(feature = "metrics")]
+            busiest: Mutex::default(),
             task: Mutex::default(),
         });
         inner.register().await?;
@@ -369,6 +388,8 @@ impl Inner {
                 seen: 0.into(),
                 queued: AtomicBool::new(false),
                 book: Mutex::new(None),
+                #[cfg(feature = "metrics")]
+                told: Told::default(),
             })
         });
         Arc::clone(&seat)
@@ -385,17 +406,27 @@ impl Inner {
                 if low {
                     self.ask_for(tenant, &seat, 0);
                 }
+                #[cfg(feature = "metrics")]
+                seat.told.admitted.fetch_add(1, Relaxed);
                 let standing = self.standing(&seat);
                 Some(Ok(Admitted::new(seat, standing)))
             }
             Err(Refusal::Short) => None,
-            Err(refusal) => Some(Err(self.denial(&seat, refusal, now))),
+            Err(refusal) => {
+                let denial = self.denial(&seat, refusal, now);
+                #[cfg(feature = "metrics")]
+                {
+                    seat.told.denied.fetch_add(1, Relaxed);
+                    metrics::counter!("quota.denied", "reason" => denial.reason.code()).increment(1);
+                }
+                Some(Err(denial))
+            }
         }
     }
 
-    /// Nobody waits for a look at the book: while it is being written, the client is told nothing.
     fn standing(&self, seat: &Seat) -> Option<Standing> {
-        let book = seat.book.try_lock().ok()?;
+        // Held for a few instructions at most, never over a wait.
+        let book = locked(&seat.book);
         let book = book.as_ref()?;
         let remaining = seat.slot.left().saturating_add(book.rest);
         let reset = (book.period_end < u64::MAX).then(|| book.period_end.saturating_sub(self.now()).div_ceil(1_000_000_000));
@@ -740,8 +771,45 @@ impl Inner {
         self.ask(format!("select tenancy.usage_maintain({}, {})", keep(minutes), keep(hours))).await.map(drop)
     }
 
+    /// Tells the metrics what was done since the last time.
+    #[cfg(feature = "metrics")]
+    fn tell(&self) {
+        use super::labels::OTHERS;
+
+        let take = |count: &std::sync::atomic::AtomicU32| u64::from(count.swap(0, Relaxed));
+        let mut done = Vec::new();
+        for entry in &self.seats {
+            let told = &entry.value().told;
+            let (admitted, denied) = (take(&told.admitted), take(&told.denied));
+            if admitted + denied > 0 {
+                done.push((*entry.key(), admitted, denied));
+            }
+        }
+        let named = locked(&self.busiest).note(done.iter().map(|(tenant, admitted, denied)| (*tenant, admitted + denied)));
+        for (tenant, admitted, denied) in done {
+            let label = if named.contains(&tenant) { tenant.to_string() } else { OTHERS.to_owned() };
+            metrics::counter!("tenant.requests", "tenant" => label.clone(), "outcome" => "admitted").increment(admitted);
+            metrics::counter!("tenant.requests", "tenant" => label, "outcome" => "denied").increment(denied);
+        }
+        for tenant in named {
+            let Some(seat) = self.seats.get(&tenant).map(|seat| Arc::clone(&seat)) else { continue };
+            let book = locked(&seat.book);
+            let Some((book, ceiling)) = book.as_ref().and_then(|book| Some((book, book.ceiling.filter(|most| *most > 0)?))) else {
+                continue;
+            };
+            #[expect(clippy::cast_precision_loss, reason = "a part of a whole, for a chart")]
+            let used = 1.0 - (book.rest + seat.slot.left()).min(ceiling) as f64 / ceiling as f64;
+            metrics::gauge!("quota.usage", "tenant" => tenant.to_string(), "metric" => self.options.counter.name()).set(used);
+        }
+        metrics::counter!("quota.round_trips").absolute(self.round_trips.load(Relaxed));
+        metrics::gauge!("quota.in_flight").set(self.node.in_flight());
+        metrics::gauge!("quota.tenants").set(u32::try_from(self.seats.len()).unwrap_or(u32::MAX));
+    }
+
     /// What is done every second.
     async fn tick(&self, number: u64) -> Result<()> {
+        #[cfg(feature = "metrics")]
+        self.tell();
         self.report(false).await?;
         self.follow().await?;
         if number.is_multiple_of(5) {

@@ -8,6 +8,8 @@
 //! `docs/quotas.md` tells the protocol, what it guarantees and what is lost in a crash.
 
 mod gauge;
+#[cfg(feature = "metrics")]
+mod labels;
 mod levels;
 mod meter;
 mod usage;

@@ -336,7 +336,7 @@ async fn mangled_requests_never_break_it() {
     let (app, acme, globex) = TestApp::with_tenants().await;
     let theirs = globex.project("canary").await;
     let document = globex.document(&theirs, "canary").await;
-    globex.attach(&document, "canary.txt", b"canary").await.expect(201);
+    globex.attach(&document, "theirs.txt", b"canary").await.expect(201);
     let mine = acme.project("mine").await;
     let my_document = acme.document(&mine, "mine").await;
     let of_globex = async || {
@@ -360,7 +360,7 @@ async fn mangled_requests_never_break_it() {
                 "{tenant}" => Some([&globex.slug, &acme.slug, ABSENT]),
                 "{project}" => Some([&theirs, &mine, ABSENT]),
                 "{document}" => Some([&document, &my_document, ABSENT]),
-                "{name}" => Some(["canary.txt", "mine.txt", "%C3%A9"]),
+                "{name}" => Some(["theirs.txt", "mine.txt", "%C3%A9"]),
                 _ => None,
             };
             if let Some(named) = named {

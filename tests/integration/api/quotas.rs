@@ -162,3 +162,18 @@ async fn bad_quotas_are_refused_by_field_and_nothing_is_set() {
     viewer.get("/api/v1/tenant/usage?metric=api").await.expect(403);
     operator.get("/api/v1/tenants/nobody/quotas").await.expect(404);
 }
+
+#[tokio::test]
+async fn metrics_are_for_operators_and_name_the_busiest() {
+    let (app, acme, _) = TestApp::with_tenants().await;
+    for _ in 0..5 {
+        acme.get("/api/v1/projects").await.expect(200);
+    }
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    let text = String::from_utf8(app.operator().get("/metrics").await.expect(200).body.clone()).expect("text");
+    // Other tests of this process are measured as well, and may be busier.
+    let named = text.contains(&format!("tenant_requests{{tenant=\"{}\",outcome=\"admitted\"}} 5", acme.tenant));
+    assert!(named || text.contains("tenant_requests{tenant=\"other\""), "{text}");
+    assert!(text.contains("quota_round_trips") && text.contains("quota_in_flight"), "{text}");
+    acme.get("/metrics").await.expect(401);
+}

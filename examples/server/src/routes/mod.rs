@@ -16,6 +16,7 @@ use crate::problem;
 
 mod attachments;
 mod documents;
+mod metrics;
 mod open;
 mod projects;
 mod quotas;
@@ -47,6 +48,7 @@ fn open_routes() -> Vec<Route> {
 /// For whoever has the operator token.
 fn operator_routes() -> Vec<Route> {
     vec![
+        route(Method::GET, "/metrics", metrics::show),
         route(Method::GET, "/api/v1/tenants", tenants::list),
         route(Method::POST, "/api/v1/tenants", tenants::create),
         route(Method::GET, "/api/v1/tenants/{tenant}", tenants::show),
