@@ -28,6 +28,10 @@ impl Place for Units {
     fn release(&self) {
         self.slot.release(&self.node);
     }
+
+    fn standing(&self) -> Option<Standing> {
+        Some(Standing::new("api", 100, Some(3600), self.slot.left(), Some(60)))
+    }
 }
 
 impl Units {
@@ -41,9 +45,8 @@ impl Units {
     }
 
     fn decide(self: &Arc<Self>, ask: Ask) -> Result<Admitted, Denial> {
-        let standing = Standing::new("api", 100, Some(3600), self.slot.left(), Some(60));
         match self.slot.admit(&self.node, ask.priority, ask.cost, 0) {
-            Ok(_) => Ok(Admitted::new(Arc::clone(self) as Arc<dyn Place>, Some(standing))),
+            Ok(_) => Ok(Admitted::new(Arc::clone(self) as Arc<dyn Place>)),
             Err(Refusal::Concurrency) => Err(Denial::new(Reason::Concurrency, "api.concurrency")),
             Err(Refusal::Shed) => {
                 Err(Denial::new(Reason::Shed, "node.capacity").with_retry_after(Some(std::time::Duration::from_millis(1))))
@@ -105,7 +108,7 @@ async fn a_route_costs_what_it_asks_and_answers_say_what_is_left() {
     let response = send(&app, Method::POST, Some(cx.clone())).await;
     assert_eq!((response.status(), units.slot.left()), (StatusCode::OK, 7));
     assert_eq!(response.headers()["ratelimit-policy"], "\"api\";q=100;w=3600");
-    assert_eq!(response.headers()["ratelimit"], "\"api\";r=12;t=60");
+    assert_eq!(response.headers()["ratelimit"], "\"api\";r=7;t=60");
     assert_eq!(text(response).await, "done");
     assert_eq!(send(&app, Method::GET, Some(cx.clone())).await.status(), StatusCode::OK);
     assert_eq!(send(&app, Method::POST, Some(cx.clone())).await.status(), StatusCode::OK);

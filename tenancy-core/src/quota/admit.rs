@@ -75,13 +75,17 @@ impl<T: Admit + ?Sized> Admit for Arc<T> {
 pub trait Place: Send + Sync + 'static {
     /// Ends what was admitted.
     fn release(&self);
+
+    /// How the tenant stands with its counter, if that is known.
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
 }
 
 /// A tenant's place, given back when dropped: keep it until the response's body has ended.
 #[must_use = "dropping it ends what was admitted"]
 pub struct Admitted {
     place: Arc<dyn Place>,
-    standing: Option<Standing>,
 }
 
 /// How a tenant stands with its counter.
@@ -109,13 +113,13 @@ impl Standing {
 
 impl Admitted {
     /// For what was admitted at `place`.
-    pub fn new(place: Arc<dyn Place>, standing: Option<Standing>) -> Self {
-        Self { place, standing }
+    pub fn new(place: Arc<dyn Place>) -> Self {
+        Self { place }
     }
 
-    /// How the tenant stood then, if that is known.
+    /// How the tenant stands, if that is known.
     pub fn standing(&self) -> Option<Standing> {
-        self.standing
+        self.place.standing()
     }
 }
 
@@ -127,6 +131,6 @@ impl Drop for Admitted {
 
 impl fmt::Debug for Admitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admitted").field("standing", &self.standing).finish_non_exhaustive()
+        f.debug_struct("Admitted").field("standing", &self.standing()).finish_non_exhaustive()
     }
 }

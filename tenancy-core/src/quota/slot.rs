@@ -27,50 +27,52 @@ pub enum Priority {
 #[derive(Debug)]
 pub struct Node {
     capacity: u32,
-    in_flight: AtomicU32,
-    /// Tenants with something in flight.
-    active: AtomicU32,
+    /// What is in flight, and from bit 32 on the number of tenants that have something in flight: one word, so that a request costs one
+    /// exchange here when it comes and one when it goes.
+    load: AtomicU64,
 }
+
+/// One tenant more in [`Node::load`].
+const TENANT: u64 = 1 << 32;
 
 impl Node {
     /// A node that does at most `capacity` things at once.
     pub const fn new(capacity: u32) -> Self {
-        Self { capacity, in_flight: AtomicU32::new(0), active: AtomicU32::new(0) }
+        Self { capacity, load: AtomicU64::new(0) }
     }
 
     /// How much is in flight.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        parts(self.load.load(Relaxed)).0
     }
 
     /// How many tenants have something in flight.
     pub fn active(&self) -> u32 {
-        self.active.load(Relaxed)
+        parts(self.load.load(Relaxed)).1
     }
 
     /// From half full on, a tenant may have no more than its share: the capacity by the tenants that are active.
     fn enter(&self, priority: Priority, of_tenant: u32) -> bool {
-        let total = self.in_flight.fetch_add(1, Relaxed) + 1;
-        if of_tenant == 1 {
-            self.active.fetch_add(1, Relaxed);
-        }
+        let more = if of_tenant == 1 { TENANT + 1 } else { 1 };
+        let (total, active) = parts(self.load.fetch_add(more, Relaxed) + more);
         let open = match priority {
             Priority::Background => self.capacity / 2,
             Priority::Normal => self.capacity - self.capacity / 10,
             Priority::Critical => self.capacity,
         };
-        let fair = total <= self.capacity / 2
-            || priority == Priority::Critical
-            || of_tenant <= (self.capacity / self.active.load(Relaxed).max(1)).max(1);
+        let fair = total <= self.capacity / 2 || priority == Priority::Critical || of_tenant <= (self.capacity / active.max(1)).max(1);
         total <= open.max(1) && fair
     }
 
     fn leave(&self, last_of_tenant: bool) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        if last_of_tenant {
-            self.active.fetch_sub(1, Relaxed);
-        }
+        self.load.fetch_sub(if last_of_tenant { TENANT + 1 } else { 1 }, Relaxed);
     }
+}
+
+/// What is in flight, and how many tenants are active.
+const fn parts(load: u64) -> (u32, u32) {
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+    (load as u32, (load >> 32) as u32)
 }
 
 /// What a tenant may do, as far as a node decides it alone.
@@ -285,7 +287,7 @@ mod tests {
             let (node, slot) = (Node::new(capacity), slot(units));
             slot.set_terms(Terms { rate: Some(Rate::new(burst, second, burst)), concurrency: Some(concurrency) });
             if capacity == 0 {
-                node.in_flight.store(1, Relaxed);
+                node.load.store(1, Relaxed);
             }
             let before = (node.in_flight(), node.active(), slot.in_flight(), slot.left(), slot.rate_left(second));
             assert_eq!(slot.admit(&node, Priority::Normal, 2, second), Err(refusal));

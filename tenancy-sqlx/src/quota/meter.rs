@@ -1,7 +1,7 @@
 //! Leased counters: units are debited from the database ahead of time, spent from memory, and reported in batches.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -168,9 +168,7 @@ struct Inner {
     answers: watch::Sender<u64>,
     /// What is still to be told of periods that are over and tenants that are forgotten.
     last_words: Mutex<Vec<Line>>,
-    started: Instant,
-    /// What to add to the time since `started` to have the database's clock, in nanoseconds of the epoch.
-    epoch: AtomicI64,
+    time: Arc<Time>,
     /// After this the node has been silent for too long to spend what it leased.
     valid_until: AtomicU64,
     /// Where the next question "what changed since?" starts; 0: never asked.
@@ -187,8 +185,10 @@ struct Inner {
 struct Seat {
     slot: Slot,
     node: Arc<Node>,
-    /// When the last request came, in seconds since the meter started.
-    seen: std::sync::atomic::AtomicU32,
+    time: Arc<Time>,
+    counter: &'static str,
+    /// When the last request came.
+    seen: AtomicU64,
     queued: AtomicBool,
     book: Mutex<Option<Box<Book>>>,
     #[cfg(feature = "metrics")]
@@ -206,6 +206,29 @@ struct Told {
 impl Place for Seat {
     fn release(&self) {
         self.slot.release(&self.node);
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        // Held for a few instructions at most, never over a wait.
+        let book = locked(&self.book);
+        let book = book.as_ref()?;
+        let remaining = self.slot.left().saturating_add(book.rest);
+        let reset = (book.period_end < u64::MAX).then(|| book.period_end.saturating_sub(self.time.now()).div_ceil(1_000_000_000));
+        Some(Standing::new(self.counter, book.ceiling?, book.window.seconds(), remaining, reset))
+    }
+}
+
+/// The database's clock, carried on from when it was read by one that never jumps.
+#[derive(Debug)]
+struct Time {
+    started: Instant,
+    /// What to add to the time since `started`, in nanoseconds of the epoch.
+    epoch: AtomicU64,
+}
+
+impl Time {
+    fn now(&self) -> u64 {
+        self.epoch.load(Relaxed).saturating_add(nanos(self.started.elapsed()))
     }
 }
 
@@ -276,8 +299,7 @@ impl Meter {
             wake: Notify::new(),
             answers: watch::Sender::new(0),
             last_words: Mutex::default(),
-            started: Instant::now(),
-            epoch: AtomicI64::new(0),
+            time: Arc::new(Time { started: Instant::now(), epoch: AtomicU64::new(0) }),
             valid_until: AtomicU64::new(0),
             horizon: AtomicU64::new(0),
             round_trips: AtomicU64::new(0),
@@ -372,8 +394,7 @@ impl Admit for Meter {
 impl Inner {
     /// Nanoseconds of the epoch by the database's clock, which never jump with this machine's.
     fn now(&self) -> u64 {
-        let since = i64::try_from(self.started.elapsed().as_nanos()).unwrap_or(i64::MAX);
-        u64::try_from(self.epoch.load(Relaxed).saturating_add(since)).unwrap_or_default()
+        self.time.now()
     }
 
     fn time(&self, nanos: u64) -> DateTime<Utc> {
@@ -385,7 +406,9 @@ impl Inner {
             Arc::new(Seat {
                 slot: Slot::new(),
                 node: Arc::clone(&self.node),
-                seen: 0.into(),
+                time: Arc::clone(&self.time),
+                counter: self.options.counter.name(),
+                seen: AtomicU64::new(self.now()),
                 queued: AtomicBool::new(false),
                 book: Mutex::new(None),
                 #[cfg(feature = "metrics")]
@@ -402,14 +425,13 @@ impl Inner {
         let admitted = if valid { seat.slot.admit(&self.node, ask.priority, ask.cost, now) } else { Err(Refusal::Short) };
         match admitted {
             Ok(low) => {
-                seat.seen.store(u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX), Relaxed);
+                seat.seen.store(now, Relaxed);
                 if low {
                     self.ask_for(tenant, &seat, 0);
                 }
                 #[cfg(feature = "metrics")]
                 seat.told.admitted.fetch_add(1, Relaxed);
-                let standing = self.standing(&seat);
-                Some(Ok(Admitted::new(seat, standing)))
+                Some(Ok(Admitted::new(seat)))
             }
             Err(Refusal::Short) => None,
             Err(refusal) => {
@@ -422,15 +444,6 @@ impl Inner {
                 Some(Err(denial))
             }
         }
-    }
-
-    fn standing(&self, seat: &Seat) -> Option<Standing> {
-        // Held for a few instructions at most, never over a wait.
-        let book = locked(&seat.book);
-        let book = book.as_ref()?;
-        let remaining = seat.slot.left().saturating_add(book.rest);
-        let reset = (book.period_end < u64::MAX).then(|| book.period_end.saturating_sub(self.now()).div_ceil(1_000_000_000));
-        Some(Standing::new(self.options.counter.name(), book.ceiling?, book.window.seconds(), remaining, reset))
     }
 
     fn denial(&self, seat: &Seat, refusal: Refusal, now: u64) -> Denial {
@@ -462,7 +475,7 @@ impl Inner {
         // Rate, concurrency and capacity hold all the same: they cost no unit.
         let now = self.now();
         seat.slot.admit_unmetered(&self.node, ask.priority, ask.cost, now).map_err(|refusal| self.denial(seat, refusal, now))?;
-        Ok(Admitted::new(Arc::clone(seat) as Arc<dyn Place>, None))
+        Ok(Admitted::new(Arc::clone(seat) as Arc<dyn Place>))
     }
 
     fn ask_for(&self, tenant: TenantId, seat: &Seat, need: u64) {
@@ -496,9 +509,8 @@ impl Inner {
         let row = rows.first().ok_or_else(away)?;
         let id: Uuid = row.try_get(0).map_err(from_sqlx)?;
         let epoch: i64 = row.try_get(1).map_err(from_sqlx)?;
-        let since = i64::try_from((before - self.started).as_nanos()).unwrap_or_default();
         *locked(&self.id) = id;
-        self.epoch.store(epoch - since, Relaxed);
+        self.time.epoch.store(u64::try_from(epoch).unwrap_or_default().saturating_sub(nanos(before - self.time.started)), Relaxed);
         self.valid_until.store(self.now() + self.patience(), Relaxed);
         Ok(())
     }
@@ -705,12 +717,12 @@ impl Inner {
 
     /// Tells what was used by everybody; and gives back what idle slots hold, or all do.
     async fn report(&self, everything: bool) -> Result<()> {
-        let seconds = u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX);
+        let now = self.now();
         let mut lines = Vec::new();
         let mut gone = Vec::new();
         for entry in &self.seats {
             let (tenant, seat) = (*entry.key(), entry.value());
-            let idle = u64::from(seconds.saturating_sub(seat.seen.load(Relaxed))) * 1_000_000_000;
+            let idle = now.saturating_sub(seat.seen.load(Relaxed));
             let quiet = {
                 let mut guard = locked(&seat.book);
                 let Some(book) = guard.as_mut() else { continue };
