@@ -281,7 +281,8 @@ async fn what_an_attacker_leaves_in_the_session_reaches_nobody(route: Route) {
         tx.execute(poison).await.expect(poison);
         tx.commit().await.expect("commit");
         assert_eq!(kit.notes(&kit.globex).await, ["globex's"], "{poison}");
-        assert_eq!(pid(&kit.globex).await == first, same_session, "{poison}");
+        // A pooler gives whichever server connection it likes.
+        assert!(matches!(route, Route::Pooled) || (pid(&kit.globex).await == first) == same_session, "{poison}");
     }
     kit.note(&kit.globex, "still writable").await;
 }
