@@ -355,7 +355,7 @@ grant execute on function tenancy.quota_changes(xid8) to tenancy_app, tenancy_ad
 --   want  how many more units the node would like; need  with fewer than these it gets none
 -- A grant is at most the `divisor`-th part of what is left (and at least `need`), so that the last units are not all in one place.
 create function tenancy.quota_lease(node uuid, of_tenants uuid[], metrics text[], periods timestamptz[], wants bigint[], needs bigint[], useds bigint[], returneds bigint[],
-    divisor bigint) returns table (tenant_id uuid, metric text, period_start timestamptz, granted bigint, rest bigint, version bigint)
+    divisor bigint) returns table (tenant_id uuid, metric text, period_start timestamptz, granted bigint, returned bigint, used bigint, rest bigint, version bigint)
   language plpgsql security definer set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 declare r record;
@@ -393,11 +393,12 @@ begin
         select g.tenant_id, g.metric, date_trunc('minute', clock_timestamp()), sum(g.spent)::bigint from given g where g.spent > 0 group by 1, 2 order by 1, 2
       on conflict (tenant_id, metric, at) do update set value = u.value + excluded.value
     )
-    select g.tenant_id, g.metric, g.period_start, g.granted + g.more as granted, g.free - g.more as rest, g.version, g.spent, c.used as level
+    select g.tenant_id, g.metric, g.period_start, g.granted + g.more as granted, greatest(g.returned, g.had_returned) as returned,
+           greatest(g.used, g.had_used) as used, g.free - g.more as rest, g.version, g.spent, c.used as level
       from given g join counted c using (tenant_id, metric, period_start)
   loop
     if r.spent > 0 then perform tenancy.quota_alert(r.tenant_id, r.metric, r.period_start, r.level); end if;
-    tenant_id := r.tenant_id; metric := r.metric; period_start := r.period_start; granted := r.granted; rest := r.rest; version := r.version;
+    tenant_id := r.tenant_id; metric := r.metric; period_start := r.period_start; granted := r.granted; returned := r.returned; used := r.used; rest := r.rest; version := r.version;
     return next;
   end loop;
 end $$;

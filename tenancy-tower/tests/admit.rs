@@ -89,7 +89,7 @@ fn request(method: Method, cx: Option<TenantContext>) -> Request<Body> {
 fn app(units: &Arc<Units>) -> Router {
     let layer = AdmitLayer::new(Handle(Arc::clone(units)));
     let layer =
-        layer.asking(|parts| if parts.method == Method::POST { Ask::cost(5) } else { Ask::default().with_priority(Priority::Critical) });
+        layer.asking(|method, _| if *method == Method::POST { Ask::cost(5) } else { Ask::default().with_priority(Priority::Critical) });
     Router::new().route("/", get(|| async { "hello" }).post(|| async { "done" })).layer(layer)
 }
 

@@ -227,6 +227,27 @@ async fn a_silent_node_is_given_up_and_begins_anew() {
     }
 }
 
+/// A tenant that was forgotten comes back to the lease that it had: its totals go on.
+#[tokio::test]
+async fn a_forgotten_tenant_spends_nothing_twice() {
+    let kit = kit(100).await;
+    let meter = Meter::start(&kit.db, MeterOptions::default().with_idle(Duration::from_millis(1))).await.expect("a meter");
+    let mut admitted = 0;
+    for _ in 0..4 {
+        admitted += count(&meter, &kit.acme, 15).await;
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while meter.stats().tenants > 0 {
+            assert!(tokio::time::Instant::now() < deadline, "it is not forgotten");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let outcome = books(&mut kit.superuser().await).await;
+        assert_eq!(outcome, (i64::try_from(admitted).expect("small"), i64::try_from(admitted).expect("small"), 0, 0));
+    }
+    admitted += count(&meter, &kit.acme, 100).await;
+    meter.shutdown().await.expect("shutdown");
+    assert_eq!((admitted, books(&mut kit.superuser().await).await), (100, (100, 100, 0, 0)));
+}
+
 /// The other end of `killed_processes_never_pass_the_limit`: admits until it is killed, and writes a byte for each.
 #[tokio::test]
 async fn worker_process() {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use tenancy_core::quota::{
@@ -33,10 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const DIVISOR: u64 = 4;
 const FIRST_LEASE: u64 = 32;
 const MOST_LEASE: u64 = 1 << 20;
-/// A slot without a request for so long gives its units back.
+/// A slot without a request for so long gives its units back, and its book is closed.
 const IDLE: u64 = 10_000_000_000;
-/// A slot without a request for so long is forgotten.
-const FORGOTTEN: u64 = 300_000_000_000;
 
 /// What is decided where the database can't be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,6 +68,7 @@ pub struct MeterOptions {
     when_away: WhenAway,
     settlement: Settlement,
     silent: Duration,
+    idle: Duration,
     keep: (Duration, Duration),
 }
 
@@ -91,6 +91,7 @@ impl MeterOptions {
             when_away: WhenAway::default(),
             settlement: Settlement::default(),
             silent: Duration::from_secs(30),
+            idle: Duration::from_secs(300),
             keep: (day * 90, day * 365 * 3),
         }
     }
@@ -117,6 +118,13 @@ impl MeterOptions {
     /// A node that says nothing for so long is given up, and stops to spend its units by itself: 30 s unless said, at least 3 s.
     pub fn with_silence(mut self, silent: Duration) -> Self {
         self.silent = silent.max(Duration::from_secs(3));
+        self
+    }
+
+    /// A tenant without a request for so long is forgotten: 5 minutes unless said. Its units went back long before; its next request costs
+    /// two round trips.
+    pub fn with_idle(mut self, idle: Duration) -> Self {
+        self.idle = idle;
         self
     }
 
@@ -160,7 +168,7 @@ struct Inner {
     options: MeterOptions,
     node: Arc<Node>,
     id: Mutex<Uuid>,
-    seats: DashMap<TenantId, Arc<Seat>>,
+    seats: DashMap<TenantId, Arc<Seat>, RandomState>,
     /// Tenants that need units, and how many at least.
     wanted: Mutex<HashMap<TenantId, u64>>,
     wake: Notify,
@@ -252,6 +260,8 @@ struct Book {
     leased_at: u64,
     /// The terms are to be read again.
     stale: bool,
+    /// The totals are the lease's: the tenant may have been here before, and forgotten since.
+    opened: bool,
 }
 
 /// One line of the statement that leases and reports.
@@ -294,7 +304,7 @@ impl Meter {
             node: Arc::new(Node::new(options.capacity)),
             options,
             id: Mutex::new(Uuid::nil()),
-            seats: DashMap::new(),
+            seats: DashMap::default(),
             wanted: Mutex::default(),
             wake: Notify::new(),
             answers: watch::Sender::new(0),
@@ -622,6 +632,7 @@ impl Inner {
                     last_want: 0,
                     leased_at: 0,
                     stale: false,
+                    opened: false,
                 }));
             }
         }
@@ -648,7 +659,7 @@ impl Inner {
             let period = book.window.period(self.time(now));
             book.period_start = period.start.timestamp();
             book.period_end = period.end.and_then(|end| u64::try_from(end.timestamp_nanos_opt()?).ok()).unwrap_or(u64::MAX);
-            (book.granted, book.returned, book.reported, book.rest) = (0, 0, 0, 0);
+            (book.granted, book.returned, book.reported, book.rest, book.opened) = (0, 0, 0, 0, false);
         }
         let used = book.granted - book.returned - seat.slot.left();
         let want = need.map_or(0, |need| {
@@ -680,7 +691,12 @@ impl Inner {
             let mut guard = locked(&seat.book);
             let Some(book) = guard.as_mut().filter(|book| book.period_start == start && line.period_start == start) else { continue };
             let granted = number("granted")?;
-            let more = granted.saturating_sub(book.granted);
+            let more = if book.opened {
+                granted.saturating_sub(book.granted)
+            } else {
+                (book.returned, book.reported, book.opened) = (number("returned")?, number("used")?, true);
+                granted.saturating_sub(book.returned + book.reported)
+            };
             book.granted = granted.max(book.granted);
             book.reported = line.used.max(book.reported);
             book.rest = number("rest")?;
@@ -699,7 +715,7 @@ impl Inner {
         let lines = || told.iter().chain(asked);
         let list = |of: &dyn Fn(&Line) -> String| lines().map(of).collect::<Vec<_>>().join(",");
         let sql = format!(
-            "select tenant_id, extract(epoch from period_start)::bigint as start, granted, rest, version from tenancy.quota_lease('{id}', array[{}]::uuid[], array[{}]::text[],
+            "select tenant_id, extract(epoch from period_start)::bigint as start, granted, returned, used, rest, version from tenancy.quota_lease('{id}', array[{}]::uuid[], array[{}]::text[],
                 array[{}]::timestamptz[], array[{}]::bigint[], array[{}]::bigint[], array[{}]::bigint[], array[{}]::bigint[], {DIVISOR})",
             list(&|line| format!("'{}'", line.tenant)),
             list(&|_| format!("'{}'", self.options.counter)),
@@ -723,21 +739,28 @@ impl Inner {
         for entry in &self.seats {
             let (tenant, seat) = (*entry.key(), entry.value());
             let idle = now.saturating_sub(seat.seen.load(Relaxed));
+            let forgotten = idle > nanos(self.options.idle) && seat.slot.in_flight() == 0;
             let quiet = {
                 let mut guard = locked(&seat.book);
-                let Some(book) = guard.as_mut() else { continue };
+                let Some(book) = guard.as_mut() else {
+                    gone.extend(forgotten.then_some(tenant));
+                    continue;
+                };
                 let before = book.returned;
                 // The last units don't stay where nobody asks for them.
-                if everything || idle > IDLE || (book.rest == 0 && idle > 1_000_000_000) {
+                if everything || forgotten || idle > IDLE || (book.rest == 0 && idle > 1_000_000_000) {
                     book.returned += seat.slot.take_back(u64::MAX);
                 }
                 let used = book.granted - book.returned - seat.slot.left();
-                used == book.reported && book.returned == before && self.now() < book.period_end
+                let quiet = used == book.reported && book.returned == before && now < book.period_end;
+                // All was told: what the lease's totals are is known to the database.
+                if quiet && (idle > IDLE || forgotten) && seat.slot.left() == 0 && !seat.queued.load(Relaxed) {
+                    *guard = None;
+                }
+                quiet
             };
             if !quiet {
                 lines.extend(self.line(tenant, seat, None));
-            } else if idle > FORGOTTEN && seat.slot.in_flight() == 0 && seat.slot.left() == 0 {
-                gone.push(tenant);
             }
         }
         let mut batches = lines.chunks(BATCH);

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::request::Parts;
+use http::{Method, Uri};
 use tenancy_core::quota::{Admit, Ask};
 use tower_layer::Layer;
 
 use super::AdmitService;
 
-type Asks = dyn Fn(&Parts) -> Ask + Send + Sync;
+type Asks = dyn Fn(&Method, &Uri) -> Ask + Send + Sync;
 
 /// Admits each request of a tenant, or answers it: see the [module's rules](super).
 ///
@@ -21,9 +21,9 @@ type Asks = dyn Fn(&Parts) -> Ask + Send + Sync;
 ///
 /// # fn layers(meter: Arc<dyn Admit>) {
 /// // Writes cost five, and the export goes last.
-/// let layer = AdmitLayer::new(Arc::clone(&meter)).asking(|request| {
-///     let ask = Ask::cost(if request.method == Method::GET { 1 } else { 5 });
-///     if request.uri.path() == "/export" { ask.with_priority(Priority::Background) } else { ask }
+/// let layer = AdmitLayer::new(Arc::clone(&meter)).asking(|method, uri| {
+///     let ask = Ask::cost(if *method == Method::GET { 1 } else { 5 });
+///     if uri.path() == "/export" { ask.with_priority(Priority::Background) } else { ask }
 /// });
 /// # }
 /// ```
@@ -41,7 +41,7 @@ impl<A: Admit> AdmitLayer<A> {
 
     /// What each request asks for: the cost of its route, its priority.
     #[must_use]
-    pub fn asking(mut self, asks: impl Fn(&Parts) -> Ask + Send + Sync + 'static) -> Self {
+    pub fn asking(mut self, asks: impl Fn(&Method, &Uri) -> Ask + Send + Sync + 'static) -> Self {
         self.asks = Some(Arc::new(asks));
         self
     }

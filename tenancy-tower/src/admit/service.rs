@@ -43,15 +43,13 @@ where
             let message = "AdmitLayer found no tenant: put it inside ResolveTenantLayer, or say tenantless()";
             return ResponseFuture::failed(Error::new(ErrorKind::Misconfigured, message));
         };
-        let tenant = tenant.clone();
-        let (parts, body) = request.into_parts();
-        let ask = self.layer.asks.as_ref().map_or_else(Ask::default, |asks| asks(&parts));
-        let request = Request::from_parts(parts, body);
-        match self.layer.admit.try_admit(&tenant, ask) {
+        let ask = self.layer.asks.as_ref().map_or_else(Ask::default, |asks| asks(request.method(), request.uri()));
+        match self.layer.admit.try_admit(tenant, ask) {
             Some(Ok(place)) => return ResponseFuture::admitted(self.inner.call(request), Some(place)),
             Some(Err(denial)) => return ResponseFuture::denied(denial),
             None => {}
         }
+        let tenant = tenant.clone();
         // The service that was polled ready goes with the request; the clone stays.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);
