@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -166,7 +166,7 @@ pub struct Meter(Arc<Inner>);
 struct Inner {
     db: TenantDb,
     options: MeterOptions,
-    node: Arc<Node>,
+    here: Arc<Here>,
     id: Mutex<Uuid>,
     seats: DashMap<TenantId, Arc<Seat>, RandomState>,
     /// Tenants that need units, and how many at least.
@@ -176,7 +176,6 @@ struct Inner {
     answers: watch::Sender<u64>,
     /// What is still to be told of periods that are over and tenants that are forgotten.
     last_words: Mutex<Vec<Line>>,
-    time: Arc<Time>,
     /// After this the node has been silent for too long to spend what it leased.
     valid_until: AtomicU64,
     /// Where the next question "what changed since?" starts; 0: never asked.
@@ -192,9 +191,7 @@ struct Inner {
 #[derive(Debug)]
 struct Seat {
     slot: Slot,
-    node: Arc<Node>,
-    time: Arc<Time>,
-    counter: &'static str,
+    here: Arc<Here>,
     /// When the last request came.
     seen: AtomicU64,
     queued: AtomicBool,
@@ -213,28 +210,32 @@ struct Told {
 
 impl Place for Seat {
     fn release(&self) {
-        self.slot.release(&self.node);
+        self.slot.release(&self.here.node);
     }
 
     fn standing(&self) -> Option<Standing> {
         // Held for a few instructions at most, never over a wait.
         let book = locked(&self.book);
         let book = book.as_ref()?;
+        let ceiling = book.ceiling?;
         let remaining = self.slot.left().saturating_add(book.rest);
-        let reset = (book.period_end < u64::MAX).then(|| book.period_end.saturating_sub(self.time.now()).div_ceil(1_000_000_000));
-        Some(Standing::new(self.counter, book.ceiling?, book.window.seconds(), remaining, reset))
+        let reset = (book.period_end < u64::MAX).then(|| book.period_end.saturating_sub(self.here.now()).div_ceil(1_000_000_000));
+        Some(Standing::new(self.here.counter, ceiling, book.window.seconds(), remaining, reset))
     }
 }
 
-/// The database's clock, carried on from when it was read by one that never jumps.
+/// What all seats of this node share.
 #[derive(Debug)]
-struct Time {
-    started: Instant,
-    /// What to add to the time since `started`, in nanoseconds of the epoch.
+struct Here {
+    node: Node,
+    counter: &'static str,
+    started: quanta::Instant,
+    /// The database's clock when this node started, in nanoseconds of the epoch. It is carried on by a clock that never jumps, and that is
+    /// read in a few nanoseconds where the processor allows.
     epoch: AtomicU64,
 }
 
-impl Time {
+impl Here {
     fn now(&self) -> u64 {
         self.epoch.load(Relaxed).saturating_add(nanos(self.started.elapsed()))
     }
@@ -301,7 +302,12 @@ impl Meter {
         }
         let inner = Arc::new(Inner {
             db: db.clone(),
-            node: Arc::new(Node::new(options.capacity)),
+            here: Arc::new(Here {
+                node: Node::new(options.capacity),
+                counter: options.counter.name(),
+                started: quanta::Instant::now(),
+                epoch: AtomicU64::new(0),
+            }),
             options,
             id: Mutex::new(Uuid::nil()),
             seats: DashMap::default(),
@@ -309,7 +315,6 @@ impl Meter {
             wake: Notify::new(),
             answers: watch::Sender::new(0),
             last_words: Mutex::default(),
-            time: Arc::new(Time { started: Instant::now(), epoch: AtomicU64::new(0) }),
             valid_until: AtomicU64::new(0),
             horizon: AtomicU64::new(0),
             round_trips: AtomicU64::new(0),
@@ -354,7 +359,7 @@ impl Meter {
 
     /// What it has done.
     pub fn stats(&self) -> MeterStats {
-        MeterStats { round_trips: self.0.round_trips.load(Relaxed), tenants: self.0.seats.len(), in_flight: self.0.node.in_flight() }
+        MeterStats { round_trips: self.0.round_trips.load(Relaxed), tenants: self.0.seats.len(), in_flight: self.0.here.node.in_flight() }
     }
 
     /// Reports what was used, gives back what was not, and ends this node's run. Requests are denied from here on.
@@ -404,7 +409,7 @@ impl Admit for Meter {
 impl Inner {
     /// Nanoseconds of the epoch by the database's clock, which never jump with this machine's.
     fn now(&self) -> u64 {
-        self.time.now()
+        self.here.now()
     }
 
     fn time(&self, nanos: u64) -> DateTime<Utc> {
@@ -415,9 +420,7 @@ impl Inner {
         let seat = self.seats.entry(tenant).or_insert_with(|| {
             Arc::new(Seat {
                 slot: Slot::new(),
-                node: Arc::clone(&self.node),
-                time: Arc::clone(&self.time),
-                counter: self.options.counter.name(),
+                here: Arc::clone(&self.here),
                 seen: AtomicU64::new(self.now()),
                 queued: AtomicBool::new(false),
                 book: Mutex::new(None),
@@ -432,7 +435,7 @@ impl Inner {
     fn decide(&self, tenant: TenantId, seat: Arc<Seat>, ask: Ask) -> Option<Result<Admitted, Denial>> {
         let now = self.now();
         let valid = now < self.valid_until.load(Relaxed);
-        let admitted = if valid { seat.slot.admit(&self.node, ask.priority, ask.cost, now) } else { Err(Refusal::Short) };
+        let admitted = if valid { seat.slot.admit(&self.here.node, ask.priority, ask.cost, now) } else { Err(Refusal::Short) };
         match admitted {
             Ok(low) => {
                 seat.seen.store(now, Relaxed);
@@ -484,7 +487,7 @@ impl Inner {
         }
         // Rate, concurrency and capacity hold all the same: they cost no unit.
         let now = self.now();
-        seat.slot.admit_unmetered(&self.node, ask.priority, ask.cost, now).map_err(|refusal| self.denial(seat, refusal, now))?;
+        seat.slot.admit_unmetered(&self.here.node, ask.priority, ask.cost, now).map_err(|refusal| self.denial(seat, refusal, now))?;
         Ok(Admitted::new(Arc::clone(seat) as Arc<dyn Place>))
     }
 
@@ -514,15 +517,24 @@ impl Inner {
 
     /// Begins a run: nothing is leased.
     async fn register(&self) -> Result<()> {
-        let before = Instant::now();
+        let before = self.here.started.elapsed();
         let rows = self.ask("select tenancy.quota_node_start(), (extract(epoch from clock_timestamp()) * 1e9)::bigint".to_owned()).await?;
         let row = rows.first().ok_or_else(away)?;
         let id: Uuid = row.try_get(0).map_err(from_sqlx)?;
         let epoch: i64 = row.try_get(1).map_err(from_sqlx)?;
         *locked(&self.id) = id;
-        self.time.epoch.store(u64::try_from(epoch).unwrap_or_default().saturating_sub(nanos(before - self.time.started)), Relaxed);
+        self.set_clock(u64::try_from(epoch).unwrap_or_default(), before);
         self.valid_until.store(self.now() + self.patience(), Relaxed);
         Ok(())
+    }
+
+    /// Sets the clock by the database's, as it was asked for `asked` after the start. Clocks drift apart by seconds a week: small
+    /// differences are left alone, since they are mostly the way there.
+    fn set_clock(&self, clock: u64, asked: Duration) {
+        let epoch = clock.saturating_sub(nanos(asked));
+        if self.here.epoch.load(Relaxed).abs_diff(epoch) > 500_000_000 {
+            self.here.epoch.store(epoch, Relaxed);
+        }
     }
 
     /// For how long after its last word a node may spend: well before the others give it up.
@@ -778,7 +790,16 @@ impl Inner {
     /// Marks the tenants whose quotas changed, to be read again.
     async fn follow(&self) -> Result<()> {
         let since = self.horizon.load(Relaxed);
-        let rows = self.ask(format!("select horizon::text::bigint, tenant_id from tenancy.quota_changes('{}')", since.max(3))).await?;
+        let asked = self.here.started.elapsed();
+        let changes = format!(
+            "select horizon::text::bigint, tenant_id, (extract(epoch from clock_timestamp()) * 1e9)::bigint from tenancy.quota_changes('{}')",
+            since.max(3)
+        );
+        let rows = self.ask(changes).await?;
+        if let Some(row) = rows.first() {
+            let clock: i64 = row.try_get(2).map_err(from_sqlx)?;
+            self.set_clock(u64::try_from(clock).unwrap_or_default(), asked);
+        }
         for row in &rows {
             let horizon: i64 = row.try_get(0).map_err(from_sqlx)?;
             self.horizon.store(u64::try_from(horizon).unwrap_or_default(), Relaxed);
@@ -837,7 +858,7 @@ impl Inner {
             metrics::gauge!("quota.usage", "tenant" => tenant.to_string(), "metric" => self.options.counter.name()).set(used);
         }
         metrics::counter!("quota.round_trips").absolute(self.round_trips.load(Relaxed));
-        metrics::gauge!("quota.in_flight").set(self.node.in_flight());
+        metrics::gauge!("quota.in_flight").set(self.here.node.in_flight());
         metrics::gauge!("quota.tenants").set(u32::try_from(self.seats.len()).unwrap_or(u32::MAX));
     }
 
