@@ -183,7 +183,7 @@ async fn a_rich_schema_is_fully_planted_and_shows_nothing() {
     }
     let probed = probe(&db).await.expect("probe");
     for table in tables {
-        for kind in ["a read:", "an update:", "a delete:", "an insert:"] {
+        for kind in ["a read:", "a copy:", "an update:", "a delete:", "an insert:"] {
             let of_rule = |f: &Finding| f.rule == "rls-off" || f.rule == "partition-unprotected";
             let shown = probed.findings.iter().any(|f| of_rule(f) && f.object == table && f.explanation.starts_with(kind));
             assert!(shown, "{table}, {kind} {}", told(&probed.findings));

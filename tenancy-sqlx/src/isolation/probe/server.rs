@@ -1,5 +1,6 @@
 //! What is tried around the tables: without a tenant, on reused connections, as other roles, and against the server itself.
 
+use futures_util::StreamExt as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tenancy_core::{Result, TenantId};
@@ -38,6 +39,18 @@ const ATTRIBUTES: Kind = Kind { name: "rights of its own giving", rules: &["app-
 const SET_CONFIG: Kind = Kind { name: "a setting from an expression", rules: &["function-set-config"] };
 const ACTIVITY: Kind = Kind { name: "other sessions' statements", rules: &["function-stat-activity"] };
 const FILES: Kind = Kind { name: "the server's files", rules: &["function-file-access"] };
+const COPY: Kind = Kind {
+    name: "a copy",
+    rules: &[
+        "rls-off",
+        "partition-unprotected",
+        "child-unprotected",
+        "fence-missing",
+        "fence-not-restrictive",
+        "fence-text",
+        "policy-open",
+    ],
+};
 const DBLINK: Kind = Kind { name: "a connection from the server", rules: &["function-dblink"] };
 const LARGE: Kind = Kind { name: "a large object", rules: &["large-objects"] };
 
@@ -63,6 +76,23 @@ impl Bare {
     }
 }
 
+impl Bare {
+    /// What `COPY … TO STDOUT` gives after `begin`; empty where it is refused. Afterwards the connection is a new one: sqlx loses step with
+    /// the server's answers when a COPY fails.
+    async fn copy(&mut self, begin: &str, sql: &str) -> Result<Vec<u8>> {
+        let mut copied = Vec::new();
+        if self.conn.execute(AssertSqlSafe(format!("{begin}; {LIMITS}"))).await.is_ok()
+            && let Ok(mut rows) = self.conn.copy_out_raw(sql).await
+        {
+            while let Some(Ok(chunk)) = rows.next().await {
+                copied.extend_from_slice(&chunk);
+            }
+        }
+        self.conn = PgConnection::connect_with(&self.options).await.map_err(from_sqlx)?;
+        Ok(copied)
+    }
+}
+
 impl Prober<'_> {
     /// All attempts that are not about one table as one tenant.
     pub(super) async fn run_around(&mut self, admin: &mut Admin) -> Result<()> {
@@ -70,6 +100,7 @@ impl Prober<'_> {
         let mut bare = Bare::connect((*inner.pool.connect_options()).clone()).await?;
         self.default_tenant(&mut bare).await?;
         self.without_tenant(&mut bare).await?;
+        self.copies(&mut bare).await?;
         self.prepared(&mut bare).await?;
         self.reused(&mut bare).await?;
         self.roles(&mut bare).await?;
@@ -127,6 +158,26 @@ impl Prober<'_> {
         for (view, sql) in views {
             if self.bare(bare, "BEGIN", &sql).await?.count() > 0 {
                 self.crossed(&UNBOUND, view, &sql, "rows of a tenant are seen");
+            }
+        }
+        Ok(())
+    }
+
+    /// Tables as COPY gives them, to the attacker and to nobody.
+    async fn copies(&mut self, bare: &mut Bare) -> Result<()> {
+        let facts = self.facts;
+        let victim = self.victim.1.marks.tenant.clone().into_bytes();
+        let begins = [self.db.inner().begin_for("BEGIN", self.attacker.0.tenant_id()), "BEGIN".to_owned()];
+        for relation in facts.relations.iter().filter(|relation| relation.tenant.is_some()) {
+            // A partitioned table is copied by a query alone.
+            for sql in [format!("copy {} to stdout", relation.sql), format!("copy (select * from {}) to stdout", relation.sql)] {
+                for begin in &begins {
+                    self.attempts += 1;
+                    let copied = bare.copy(begin, &sql).await?;
+                    if copied.windows(victim.len()).any(|bytes| bytes == victim) {
+                        self.crossed(&COPY, relation, &sql, "rows of another tenant were copied");
+                    }
+                }
             }
         }
         Ok(())
