@@ -7,6 +7,7 @@ use std::future::Future;
 use std::hint::black_box;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use tenancy_sqlx::TenantDb;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_tower::AdmitLayer;
+use tokio::sync::Semaphore;
 use tower::{Layer as _, Service, service_fn};
 use tower_governor::GovernorLayer;
 use tower_governor::errors::GovernorError;
@@ -93,6 +95,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     lookup(&meter, &tenants);
     layer(&meter, &tenants);
     store(&database, &db, &meter, &tenants).await?;
+    neighbours(&db).await?;
     memory(&db).await?;
     Ok(())
 }
@@ -208,6 +211,70 @@ async fn store(database: &TestDatabase, db: &TenantDb, meter: &Meter, tenants: &
     println!("{TENANTS} tenants, zipf: {} round trips per million admits, in {:.1} s (aim 500)", trips / 3, start.elapsed().as_secs_f64());
     Ok(())
 }
+
+/// What a service does at once: as many requests as it has connections.
+const AT_ONCE: u32 = 32;
+const WORK: Duration = Duration::from_millis(5);
+
+/// Twenty quiet tenants, alone, and beside one that has four hundred clients which never wait.
+async fn neighbours(db: &TenantDb) -> Result<(), Box<dyn std::error::Error>> {
+    let mut worst = Vec::new();
+    for (hot, admission) in [(false, true), (true, true), (true, false)] {
+        let meter = Meter::start(db, MeterOptions::default().with_capacity(AT_ONCE)).await?;
+        let connections = Arc::new(Semaphore::new(AT_ONCE as usize));
+        let serve = move |meter: Meter, connections: Arc<Semaphore>, cx: TenantContext| async move {
+            let place = if admission { Some(meter.admit(&cx, Ask::default()).await.ok()?) } else { None };
+            let connection = connections.acquire().await.ok()?;
+            tokio::time::sleep(WORK).await;
+            drop((connection, place));
+            Some(())
+        };
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..if hot { 400 } else { 0 } {
+            let (meter, connections, cx) = (meter.clone(), Arc::clone(&connections), context(10_000));
+            // One tenant for all: contexts of one name are of different tenants.
+            let cx = HOT.get_or_init(|| cx).clone();
+            clients.spawn(async move {
+                loop {
+                    if serve(meter.clone(), Arc::clone(&connections), cx.clone()).await.is_none() {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            });
+        }
+        let quiet = (0..20).map(|n| {
+            let (meter, connections, cx) = (meter.clone(), Arc::clone(&connections), context(20_000 + n));
+            async move {
+                let (mut took, mut denied) = (Vec::new(), 0);
+                tokio::time::sleep(Duration::from_millis(5 * n as u64)).await;
+                for _ in 0..60 {
+                    let start = Instant::now();
+                    match serve(meter.clone(), Arc::clone(&connections), cx.clone()).await {
+                        Some(()) => took.push(start.elapsed()),
+                        None => denied += 1,
+                    }
+                    tokio::time::sleep(Duration::from_millis(100).saturating_sub(start.elapsed())).await;
+                }
+                (took, denied)
+            }
+        });
+        let done = futures_util::future::join_all(quiet).await;
+        clients.shutdown().await;
+        let mut took: Vec<Duration> = done.iter().flat_map(|(took, _)| took.iter().skip(2).copied()).collect();
+        took.sort_unstable();
+        let denied: u32 = done.iter().map(|(_, denied)| *denied).sum();
+        worst.push((took[took.len() * 99 / 100].as_secs_f64() * 1000.0, denied));
+        meter.shutdown().await?;
+    }
+    let [(alone, _), (beside, denied), (unprotected, _)] = worst[..] else { return Err("three cases".into()) };
+    println!(
+        "quiet tenants' p99: {alone:.1} ms alone, {beside:.1} ms beside a hot one ({:.2} times, aim 1.2; {denied} of 1200 denied), {unprotected:.1} ms without admission",
+        beside / alone
+    );
+    Ok(())
+}
+
+static HOT: OnceLock<TenantContext> = OnceLock::new();
 
 /// Of tenants that were met once and are idle.
 async fn memory(db: &TenantDb) -> Result<(), Box<dyn std::error::Error>> {
