@@ -51,7 +51,8 @@ impl Node {
         parts(self.load.load(Relaxed)).1
     }
 
-    /// From half full on, a tenant may have no more than its share: the capacity by the tenants that are active.
+    /// From half full on, a tenant may have no more than its share: the capacity by the tenants that are active, and one more, so that
+    /// there is always room for who comes next.
     fn enter(&self, priority: Priority, of_tenant: u32) -> bool {
         let more = if of_tenant == 1 { TENANT + 1 } else { 1 };
         let (total, active) = parts(self.load.fetch_add(more, Relaxed) + more);
@@ -60,7 +61,7 @@ impl Node {
             Priority::Normal => self.capacity - self.capacity / 10,
             Priority::Critical => self.capacity,
         };
-        let fair = total <= self.capacity / 2 || priority == Priority::Critical || of_tenant <= (self.capacity / active.max(1)).max(1);
+        let fair = total <= self.capacity / 2 || priority == Priority::Critical || of_tenant <= (self.capacity / (active + 1)).max(1);
         total <= open.max(1) && fair
     }
 
@@ -324,16 +325,19 @@ mod tests {
         let (node, hot, quiet) = (Node::new(100), slot(NEVER / 2), slot(NEVER / 2));
         quiet.admit(&node, Priority::Normal, 1, 0).expect("quiet");
         let admitted = (0..200).filter(|_| hot.admit(&node, Priority::Normal, 1, 0).is_ok()).count();
-        assert_eq!(admitted, 50, "half of the node, while one other is active");
+        assert_eq!(admitted, 49, "half of the node is full, and a third would be its share");
         for _ in 0..30 {
             quiet.admit(&node, Priority::Normal, 1, 0).expect("the quiet tenant is never refused");
         }
-        // Alone, it may have what its priority allows.
+        // Alone, it has half of the node: the first of the others finds room. What is critical goes on.
         let (node, hot) = (Node::new(100), slot(NEVER / 2));
         let count = |priority, node: &Node| (0..200).filter(|_| hot.admit(node, priority, 1, 0).is_ok()).count();
         assert_eq!(count(Priority::Background, &node), 50);
-        assert_eq!(count(Priority::Normal, &node), 40);
-        assert_eq!(count(Priority::Critical, &node), 10);
+        assert_eq!(count(Priority::Normal, &node), 0);
+        assert_eq!(count(Priority::Critical, &node), 50);
+        let (node, other) = (Node::new(100), slot(NEVER / 2));
+        assert_eq!(count(Priority::Normal, &node), 50);
+        assert!(other.admit(&node, Priority::Normal, 1, 0).is_ok());
     }
 
     #[test]
