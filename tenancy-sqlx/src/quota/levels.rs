@@ -44,13 +44,6 @@ pub struct QuotaState {
     pub forecast: Option<u64>,
 }
 
-impl QuotaState {
-    /// Whether everything that is enforced is used.
-    pub fn is_exhausted(&self) -> bool {
-        self.ceiling.is_some_and(|ceiling| self.used + self.reserved >= ceiling)
-    }
-}
-
 impl SystemTx {
     /// Gives a tenant a quota of its own, which its plan no longer changes; with its audit event. Lowering it below what is used blocks
     /// growth, and deletes nothing. Nodes follow within about a second.

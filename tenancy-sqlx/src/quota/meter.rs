@@ -245,7 +245,6 @@ impl Here {
 #[derive(Debug)]
 struct Book {
     version: i64,
-    limit: Option<u64>,
     ceiling: Option<u64>,
     window: Window,
     /// Seconds of the epoch.
@@ -626,13 +625,12 @@ impl Inner {
                 if smaller {
                     book.returned += seat.slot.take_back(u64::MAX);
                 }
-                (book.version, book.limit, book.ceiling, book.stale) = (*version, quota.limit, quota.ceiling(), false);
+                (book.version, book.ceiling, book.stale) = (*version, quota.ceiling(), false);
             }
             _ => {
                 let period = quota.window.period(self.time(now));
                 *book = Some(Box::new(Book {
                     version: *version,
-                    limit: quota.limit,
                     ceiling: quota.ceiling(),
                     window: quota.window.clone(),
                     period_start: period.start.timestamp(),
