@@ -5,6 +5,7 @@ pub mod clock;
 pub mod context;
 pub mod error;
 pub mod id;
+pub mod outbox;
 pub mod quota;
 pub mod storage;
 pub mod tenant;

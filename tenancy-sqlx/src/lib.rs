@@ -11,6 +11,7 @@ mod dangerous;
 mod db;
 mod error;
 mod lease;
+mod outbox;
 mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]
