@@ -15,5 +15,6 @@ pub use admit::{AdmitLayer, AdmitService, AdmittedBody};
 #[cfg(feature = "jwt")]
 pub use resolve::{Algorithm, JwtResolver, KeySet, Keys};
 pub use resolve::{
-    AllAgree, FirstOf, HeaderResolver, HostResolver, Identified, PathResolver, ResolveTenant, ResolveTenantLayer, ResolveTenantService,
+    AllAgree, ExtensionResolver, FirstOf, HeaderResolver, HostResolver, Identified, PathResolver, ResolveTenant, ResolveTenantLayer,
+    ResolveTenantService,
 };

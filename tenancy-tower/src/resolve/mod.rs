@@ -34,6 +34,7 @@ use http::request::Parts;
 use tenancy_core::{Principal, Result, TenantHint};
 
 mod compose;
+mod extension;
 mod future;
 mod header;
 mod host;
@@ -46,6 +47,7 @@ mod path;
 mod service;
 
 pub use compose::{AllAgree, FirstOf};
+pub use extension::ExtensionResolver;
 pub use future::ResponseFuture;
 pub use header::HeaderResolver;
 pub use host::HostResolver;
