@@ -12,6 +12,7 @@ mod isolation_report;
 mod macros;
 mod meter;
 mod noninterference;
+mod outbox;
 mod pooler;
 mod preflight;
 mod probe;
