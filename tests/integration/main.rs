@@ -17,6 +17,7 @@ mod pooler;
 mod preflight;
 mod probe;
 mod quota;
+mod quota_faults;
 mod schema;
 mod sealed;
 mod tx;

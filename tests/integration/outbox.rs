@@ -15,11 +15,8 @@ fn invited() -> Message {
 async fn post(kit: &Kit, cx: &TenantContext, commit: bool) -> bool {
     let mut tx = kit.db.begin(cx).await.expect("begin");
     let new = tx.post(&invited()).await.expect("post");
-    if commit {
-        tx.commit().await.expect("commit")
-    } else {
-        tx.rollback().await.expect("rollback")
-    }
+    let ended = if commit { tx.commit().await } else { tx.rollback().await };
+    ended.expect("ended");
     new
 }
 
