@@ -210,12 +210,9 @@ async fn a_silent_node_is_given_up_and_begins_anew() {
         let mut eye = kit.superuser().await;
         let (granted, used, ..) = books(&mut eye).await;
         assert!(granted > used && used == 10, "{granted} {used}");
-        eye.execute(AssertSqlSafe(format!(
-            "update tenancy.quota_nodes set heartbeat_at = now() - interval '1 hour'; select tenancy.quota_reap('1 minute', {})",
-            !lost
-        )))
-        .await
-        .expect("reap");
+        eye.execute("update tenancy.quota_nodes set heartbeat_at = now() - interval '1 hour'; select tenancy.quota_reap()")
+            .await
+            .expect("reap");
         assert_eq!(books(&mut eye).await, if lost { (granted, 10, granted - 10, 0) } else { (10, 10, 0, 0) });
         tokio::time::sleep(Duration::from_millis(1500)).await;
         // It noticed, and what it had is not spent a second time.
@@ -225,6 +222,37 @@ async fn a_silent_node_is_given_up_and_begins_anew() {
         assert_eq!((granted, open, used), (1000, 0, 1000 - lost));
         assert_eq!(i64::try_from(more).expect("small") + 10 + lost, 1000);
     }
+}
+
+/// SQL of an attacker, as the application's role: it can't name another node, and what it says of silence and settlement is its own.
+#[tokio::test]
+async fn nobody_ends_another_nodes_run() {
+    let kit = kit(1000).await;
+    let meter = meter(&kit).await;
+    assert_eq!(count(&meter, &kit.acme, 10).await, 10);
+    meter.flush().await.expect("flush");
+    let mut eye = kit.superuser().await;
+    let before = books(&mut eye).await;
+    assert!(before.3 > 0, "{before:?}");
+    for attempt in [
+        "select tenancy.quota_reap()",
+        "select tenancy.quota_node_start('1 second', true), tenancy.quota_reap()",
+        "select tenancy.quota_node_end(id) from tenancy.quota_nodes",
+        "select tenancy.quota_node_settle(node_id, true) from tenancy.quota_leases",
+        "select tenancy.quota_reap('0 seconds', true)",
+        "select tenancy.quota_node_end(gen_random_uuid())",
+        "update tenancy.quota_nodes set released = true",
+    ] {
+        let mut tx = kit.db.begin(&kit.globex).await.expect("begin");
+        if sqlx::query(attempt).execute(&mut tx).await.is_ok() {
+            tx.commit().await.expect("commit");
+        }
+        assert_eq!(books(&mut eye).await, before, "{attempt}");
+    }
+    // The control: whoever knows its id does end it.
+    let known = "select tenancy.quota_node_end(node_id) from tenancy.quota_leases";
+    eye.execute(known).await.expect("ended");
+    assert_eq!(books(&mut eye).await.3, 0);
 }
 
 /// A tenant that was forgotten comes back to the lease that it had: its totals go on.

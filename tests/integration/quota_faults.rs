@@ -122,7 +122,8 @@ async fn control_increments_strand_and_double() {
 async fn a_statement_that_is_sent_again_changes_nothing() {
     let kit = kit().await;
     let mut eye = kit.superuser().await;
-    let node: uuid::Uuid = sqlx::query_scalar("select tenancy.quota_node_start()").fetch_one(&mut eye).await.expect("a node");
+    let node: uuid::Uuid =
+        sqlx::query_scalar("select tenancy.quota_node_start('30 seconds', false)").fetch_one(&mut eye).await.expect("a node");
     async fn lease(eye: &mut PgConnection, (node, tenant): (uuid::Uuid, uuid::Uuid), [want, used, returned]: [i64; 3]) -> i64 {
         sqlx::query_scalar(
             "select granted from tenancy.quota_lease($1, array[$2], array['api'], array[date_trunc('month', now(), 'UTC')], array[$3], array[1::bigint], array[$4], array[$5], 8)",

@@ -109,15 +109,15 @@ impl MeterOptions {
         self
     }
 
-    /// What becomes of a dead node's units.
+    /// What becomes of this node's units if it dies.
     pub fn with_crash_settlement(mut self, settlement: Settlement) -> Self {
         self.settlement = settlement;
         self
     }
 
-    /// A node that says nothing for so long is given up, and stops to spend its units by itself: 30 s unless said, at least 3 s.
+    /// After so long without a word this node is given up, and stops to spend its units by itself: 30 s unless said, 3 s to a day.
     pub fn with_silence(mut self, silent: Duration) -> Self {
-        self.silent = silent.max(Duration::from_secs(3));
+        self.silent = silent.clamp(Duration::from_secs(3), Duration::from_secs(86_400));
         self
     }
 
@@ -375,7 +375,7 @@ impl Meter {
         self.0.valid_until.store(0, Relaxed);
         self.0.report(true).await?;
         let id = *locked(&self.0.id);
-        self.0.ask(format!("select tenancy.quota_node_end('{id}', false)")).await.map(drop)
+        self.0.ask(format!("select tenancy.quota_node_end('{id}')")).await.map(drop)
     }
 }
 
@@ -517,7 +517,11 @@ impl Inner {
     /// Begins a run: nothing is leased.
     async fn register(&self) -> Result<()> {
         let before = self.here.started.elapsed();
-        let rows = self.ask("select tenancy.quota_node_start(), (extract(epoch from clock_timestamp()) * 1e9)::bigint".to_owned()).await?;
+        let (silent, release) = (self.options.silent.as_secs_f64(), self.options.settlement == Settlement::Release);
+        let start = format!(
+            "select tenancy.quota_node_start(make_interval(secs => {silent}), {release}), (extract(epoch from clock_timestamp()) * 1e9)::bigint"
+        );
+        let rows = self.ask(start).await?;
         let row = rows.first().ok_or_else(away)?;
         let id: Uuid = row.try_get(0).map_err(from_sqlx)?;
         let epoch: i64 = row.try_get(1).map_err(from_sqlx)?;
@@ -814,9 +818,7 @@ impl Inner {
     }
 
     async fn maintain(&self) -> Result<()> {
-        let silent = self.options.silent.as_secs_f64();
-        let released = self.options.settlement == Settlement::Release;
-        self.ask(format!("select tenancy.quota_reap(make_interval(secs => {silent}), {released}), tenancy.gauge_expire()")).await.map(drop)
+        self.ask("select tenancy.quota_reap(), tenancy.gauge_expire()".to_owned()).await.map(drop)
     }
 
     async fn roll_up(&self) -> Result<()> {
