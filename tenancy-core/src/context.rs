@@ -181,6 +181,19 @@ impl TenantContext {
         Self(Arc::new(inner))
     }
 
+    /// The same context with at most this role and these scopes; `None` takes no scope away. It can only lower what a token says.
+    #[must_use]
+    pub fn limited_to(self, most: Role, scopes: Option<&[String]>) -> Self {
+        let mut inner = self.into_inner();
+        if let Principal::Member { role, .. } = &mut inner.principal {
+            *role = most.min(*role);
+        }
+        if let Some(scopes) = scopes {
+            inner.scopes.retain(|scope| scopes.contains(scope));
+        }
+        Self(Arc::new(inner))
+    }
+
     /// The same context under the id that the caller's edge gave to the request.
     #[must_use]
     pub fn with_request_id(self, request_id: Uuid) -> Self {
@@ -344,6 +357,11 @@ mod tests {
         let scoped = cx.clone().with_scopes(BTreeSet::from(["notes:read".to_owned()]));
         assert!(scoped.require_scope("notes:read").is_ok() && scoped.require_scope("notes").is_err());
         assert_eq!(scoped.request_id(), id, "the same request");
+
+        let limited = scoped.clone().limited_to(Role::Viewer, Some(&["notes:write".to_owned()]));
+        assert!(limited.require(Role::Viewer).is_ok() && limited.require(Role::Member).is_err() && limited.scopes().is_empty());
+        let raised = scoped.limited_to(Role::Owner, None);
+        assert!(raised.require(Role::Admin).is_err() && raised.require_scope("notes:read").is_ok(), "it can only lower");
 
         let tenant = cx.tenant().clone();
         for principal in [Principal::Service { subject: ada() }, Principal::Operator { subject: ada() }] {

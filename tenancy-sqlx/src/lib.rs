@@ -11,6 +11,7 @@ mod dangerous;
 mod db;
 mod error;
 mod lease;
+mod members;
 mod outbox;
 mod seal;
 

@@ -145,6 +145,12 @@ impl Member {
         self.post("/api/v1/projects", &json!({ "name": name })).await.expect(201).text("id")
     }
 
+    /// Adds a member with the role of a viewer; their id.
+    pub async fn member(&self, name: &str) -> String {
+        let body = json!({ "email": format!("{name}@example.com"), "name": name, "role": "viewer" });
+        self.post("/api/v1/members", &body).await.expect(201).text("id")
+    }
+
     /// Adds a document; its id.
     pub async fn document(&self, project: &str, title: &str) -> String {
         let made = self.post(&format!("/api/v1/projects/{project}/documents"), &json!({ "title": title, "content": "text" })).await;

@@ -127,6 +127,7 @@ impl TestApp {
     /// - a session of the application's role that stays inside a transaction;
     /// - a row of a tenant that does not exist;
     /// - an attachment without its object or with another size, an object without its attachment, a file where none should be;
+    /// - members who are not as many as the seats that are counted;
     /// - a version of a tenant without its audit event, also one that the server has confirmed to an operator.
     ///
     /// What a request leaves to the background has five seconds to be done.
@@ -186,6 +187,12 @@ impl TestApp {
                full join (select * from tenancy.quota_gauges where metric = 'storage') g on g.tenant_id = a.tenant_id
               where coalesce(a.bytes, 0) <> coalesce(g.used, 0) or coalesce(g.reserved, 0) <> 0";
         wrong.extend(sqlx::query_scalar::<_, String>(uncounted).fetch_all(&mut eye).await.expect("storage"));
+
+        let seats = "select coalesce(m.tenant_id, g.tenant_id)::text || ': ' || coalesce(m.active, 0) || ' members, ' || coalesce(g.used, 0) || ' seats'
+               from (select tenant_id, count(*) as active from tenancy.members where status = 'active' group by 1) m
+               full join (select * from tenancy.quota_gauges where metric = 'users') g on g.tenant_id = m.tenant_id
+              where coalesce(m.active, 0) <> coalesce(g.used, 0)";
+        wrong.extend(sqlx::query_scalar::<_, String>(seats).fetch_all(&mut eye).await.expect("seats"));
 
         let events =
             "select e.target, (e.detail ->> 'version')::bigint, e.actor_kind from tenancy.audit_events e where e.action like 'tenant.%'";

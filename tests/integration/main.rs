@@ -10,6 +10,7 @@ mod guard;
 mod isolation;
 mod isolation_report;
 mod macros;
+mod members;
 mod meter;
 mod noninterference;
 mod outbox;

@@ -39,6 +39,7 @@ pub(crate) struct App {
     pub(crate) max_attachment: u64,
     pub(crate) request_timeout: Duration,
     pub(crate) upload_timeout: Duration,
+    pub(crate) members_only: bool,
     draining: AtomicBool,
 }
 
@@ -121,6 +122,7 @@ impl Running {
             max_attachment: config.max_attachment,
             request_timeout: config.request_timeout,
             upload_timeout: config.upload_timeout,
+            members_only: config.members_only,
             draining: AtomicBool::new(false),
         });
         let router = routes::router(&app, resolver, database.has_admin());

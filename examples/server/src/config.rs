@@ -64,6 +64,9 @@ pub struct Config {
     /// How long /readyz says 503 before a stopping server takes no more connections
     #[arg(long, env = "TENANCY_DRAIN_DELAY", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration, global = true)]
     pub drain_delay: Duration,
+    /// Whether tokens are refused whose subject is no member of the tenant; otherwise their issuer's claims are enough
+    #[arg(long, env = "TENANCY_MEMBERS_ONLY", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
+    pub members_only: bool,
 }
 
 impl Default for Config {

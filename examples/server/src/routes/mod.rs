@@ -13,9 +13,11 @@ use crate::app::App;
 use crate::edge::edge;
 use crate::operator::require_operator;
 use crate::problem;
+use crate::standing::require_standing;
 
 mod attachments;
 mod documents;
+mod members;
 mod metrics;
 mod open;
 mod projects;
@@ -83,6 +85,12 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, ATTACHMENT, attachments::download),
         route(Method::PUT, ATTACHMENT, attachments::upload),
         route(Method::DELETE, ATTACHMENT, attachments::delete),
+        route(Method::GET, "/api/v1/me", members::me),
+        route(Method::GET, "/api/v1/members", members::list),
+        route(Method::POST, "/api/v1/members", members::create),
+        route(Method::GET, "/api/v1/members/{member}", members::show),
+        route(Method::PATCH, "/api/v1/members/{member}", members::change),
+        route(Method::DELETE, "/api/v1/members/{member}", members::remove),
     ]
 }
 
@@ -91,9 +99,11 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bo
     let mount =
         |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
-    // From outside in: whose request it is, whether it is admitted, then the handler.
-    let tenants =
-        mount(tenant_routes()).route_layer(AdmitLayer::new(app.meter.clone())).route_layer(ResolveTenantLayer::new(catalog, resolver));
+    // From outside in: whose request it is, what that member may do now, whether it is admitted, then the handler.
+    let tenants = mount(tenant_routes())
+        .route_layer(AdmitLayer::new(app.meter.clone()))
+        .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
+        .route_layer(ResolveTenantLayer::new(catalog, resolver));
     let mut router = mount(open_routes()).merge(tenants);
     if has_admin {
         router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
