@@ -216,7 +216,7 @@ async fn of_the_last_two_owners_one_stays_however_they_leave_at_once() {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         assert!(!racing.is_finished());
-        let left = if rollback {
+        let stays = if rollback {
             tx.rollback().await.expect("rollback");
             racing.await.expect("no panic").expect("the other one stays");
             first
@@ -226,9 +226,8 @@ async fn of_the_last_two_owners_one_stays_however_they_leave_at_once() {
             second
         };
         assert_eq!(books(&kit, &kit.acme).await, (1, 1));
-        eye.execute("delete from tenancy.members").await.expect("anew");
-        eye.execute("update tenancy.quota_gauges set used = 0").await.expect("anew");
-        let _ = left;
+        assert!(kit.db.read(&kit.acme).await.expect("read").member(stays).await.expect("a look").is_some());
+        eye.execute("delete from tenancy.members; update tenancy.quota_gauges set used = 0").await.expect("anew");
     }
 }
 

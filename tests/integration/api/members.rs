@@ -147,7 +147,6 @@ async fn a_change_of_role_and_a_removal_count_at_the_next_request() {
     // The other tenant's is another person.
     create(&globex, "idp|ada").await.expect(201);
     // The control: it is the row that refuses, and not the token.
-    app.db_eye().await;
     sqlx::query("delete from tenancy.members where subject = 'idp|ada'").execute(&mut app.db_eye().await).await.expect("deleted");
     create(&acme, "idp|ada").await.expect(201);
 }

@@ -124,8 +124,16 @@ impl Player {
                 let if_match = self.if_match();
                 if_match(Plan::new("DELETE", format!("/api/v1/projects/{id}")))
             }
+            _ if self.chance(60) => self.member_plan(),
             _ => self.list_plan(format!("/api/v1/projects/{id}/documents")),
         }
+    }
+
+    /// Others have members of the same address and subject.
+    fn member_plan(&mut self) -> Plan {
+        let n = self.rng.random_range(0..10);
+        let body = json!({ "email": format!("m{n}@example.com"), "name": self.name(), "role": "viewer", "subject": format!("m{n}") });
+        if self.chance(70) { Plan::new("POST", "/api/v1/members").json(&body) } else { Plan::new("GET", "/api/v1/members") }
     }
 
     /// A creation under a key that others use as well, mostly for the same request.
