@@ -87,8 +87,10 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let project = owner.project("p").await;
     let document = owner.document(&project, "d").await;
     owner.attach(&document, "a", b"x").await.expect(201);
-    let target =
-        path.replace("{tenant}", &owner.tenant).replace("{project}", &project).replace("{document}", &document).replace("{name}", "a");
+    let member = owner.member("m").await;
+    let names =
+        [("{tenant}", owner.tenant.as_str()), ("{project}", &project), ("{document}", &document), ("{name}", "a"), ("{member}", &member)];
+    let target = names.iter().fold(path.to_owned(), |target, (name, value)| target.replace(name, value));
     if security == &json!([]) {
         app.stranger().ask(method, &target)
     } else if security[0].get("operator").is_some() {
