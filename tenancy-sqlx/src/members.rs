@@ -90,8 +90,9 @@ impl TenantTx {
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn members(&mut self, before: Uuid, limit: i64) -> Result<Vec<Member>> {
-        let sql =
-            format!("select {COLUMNS} from tenancy.members where tenant_id = $1 and id < $2 and status = 'active' order by id desc limit $3");
+        let sql = format!(
+            "select {COLUMNS} from tenancy.members where tenant_id = $1 and id < $2 and status = 'active' order by id desc limit $3"
+        );
         let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(self.tenant_id().as_uuid()).bind(before).bind(limit);
         Ok(query.fetch_all(self).await.map_err(from_sqlx)?.into_iter().map(|Active(member)| member).collect())
     }
@@ -103,13 +104,7 @@ impl TenantTx {
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
-    pub async fn update_member(
-        &mut self,
-        by: &TenantContext,
-        id: Uuid,
-        change: &MemberChange,
-        expected: Option<u64>,
-    ) -> Result<Member> {
+    pub async fn update_member(&mut self, by: &TenantContext, id: Uuid, change: &MemberChange, expected: Option<u64>) -> Result<Member> {
         let (found, other_owners) = self.lock_member(by, id, expected).await?;
         found.permit_change(change, by.principal(), other_owners)?;
         let sql = format!(

@@ -99,13 +99,12 @@ async fn a_member_is_added_changed_removed_and_back_each_with_its_event() {
     assert_eq!((back.id, back.role, back.version, back.scopes), (ada.id, Role::Viewer, 4, None));
     assert_eq!(books(&kit, &owner).await, (1, 1));
     let mut tx = kit.db.read(&owner).await.expect("read");
-    let events: Vec<(String, String, i64)> = sqlx::query_as(
-        "select action, actor_id, (detail->>'version')::bigint from tenancy.audit_events where target = $1 order by at",
-    )
-    .bind(ada.id.to_string())
-    .fetch_all(&mut tx)
-    .await
-    .expect("events");
+    let events: Vec<(String, String, i64)> =
+        sqlx::query_as("select action, actor_id, (detail->>'version')::bigint from tenancy.audit_events where target = $1 order by at")
+            .bind(ada.id.to_string())
+            .fetch_all(&mut tx)
+            .await
+            .expect("events");
     let by = |action: &str, version| (action.to_owned(), "the-owner".to_owned(), version);
     assert_eq!(events, [by("member.add", 1), by("member.update", 2), by("member.remove", 3), by("member.add", 4)]);
 }

@@ -25,7 +25,10 @@ async fn add_read_change_and_remove() {
     let body = json!({ "email": "Ada@Example.com", "name": "Ada", "role": "member", "subject": "idp|ada", "scopes": ["notes:read"] });
     let made = acme.post("/api/v1/members", &body).with("idempotency-key", "once").await.expect(201);
     let path = made.header("location").to_owned();
-    assert_eq!((made.header("etag"), made.text("email").as_str(), path.as_str()), ("\"1\"", "ada@example.com", &*format!("/api/v1/members/{}", made.text("id"))));
+    assert_eq!(
+        (made.header("etag"), made.text("email").as_str(), path.as_str()),
+        ("\"1\"", "ada@example.com", &*format!("/api/v1/members/{}", made.text("id")))
+    );
     let again = acme.post("/api/v1/members", &body).with("idempotency-key", "once").await.expect(201);
     assert_eq!((again.header("idempotency-replayed"), &again.body), ("true", &made.body));
     acme.post("/api/v1/members", &body).await.problem("conflict");
@@ -43,7 +46,8 @@ async fn add_read_change_and_remove() {
         acme.member(name).await;
     }
     let first = acme.get("/api/v1/members?limit=2").await.expect(200).json();
-    let rest = acme.get(&format!("/api/v1/members?limit=2&cursor={}", first["next_cursor"].as_str().expect("more"))).await.expect(200).json();
+    let rest =
+        acme.get(&format!("/api/v1/members?limit=2&cursor={}", first["next_cursor"].as_str().expect("more"))).await.expect(200).json();
     let names = |page: &Value| page["items"].as_array().expect("items").iter().map(|member| member["name"].clone()).collect::<Vec<_>>();
     assert_eq!((names(&first), names(&rest), &rest["next_cursor"]), (vec![json!("c"), json!("b")], vec![json!("Ada")], &Value::Null));
 
@@ -91,7 +95,10 @@ async fn bad_members_are_refused_by_field_and_roles_keep_to_themselves() {
     admin.patch(&path, &json!({ "role": "viewer" })).await.problem("forbidden");
     admin.delete(&path).await.problem("forbidden");
     // An owner by their token alone could be made less by a row: an admin may not write it.
-    admin.post("/api/v1/members", &json!({ "email": "v@b.de", "name": "V", "role": "viewer", "subject": "the-owner" })).await.problem("forbidden");
+    admin
+        .post("/api/v1/members", &json!({ "email": "v@b.de", "name": "V", "role": "viewer", "subject": "the-owner" }))
+        .await
+        .problem("forbidden");
     admin.post("/api/v1/members", &viewer).await.expect(201);
     acme.delete(&path).await.problem("conflict");
 }
