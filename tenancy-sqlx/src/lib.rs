@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod isolation;
+pub mod outbox;
 pub mod preflight;
 pub mod quota;
 pub mod schema;
@@ -11,7 +12,6 @@ mod dangerous;
 mod db;
 mod error;
 mod lease;
-mod outbox;
 mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]
