@@ -16,6 +16,8 @@ mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
+#[cfg(feature = "mail")]
+pub mod mail;
 #[cfg(all(unix, feature = "testing"))]
 pub mod testing;
 

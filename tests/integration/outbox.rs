@@ -245,7 +245,8 @@ async fn a_lost_connection_is_no_repetition_and_stopping_waits_for_what_is_under
     post_many(&kit, &kit.acme, "test.sent", 2).await;
     wait_until(|| seen.came.load(Ordering::SeqCst) == 2).await;
     // Between the delivery and its record, every session of the kit is gone.
-    let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    let cut =
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
     let cut: i64 = sqlx::query_scalar(cut).fetch_one(&mut eye).await.expect("terminate");
     assert!(cut > 0);
     seen.gate.add_permits(2);
@@ -278,7 +279,8 @@ async fn what_fails_is_tried_again_and_given_up_in_the_end() {
     let second = worker(&kit.db, &seen, patient).await;
     wait_for(&mut eye, "dead_at is not null and topic = 'test.fatal' and last_error like 'the worker was lost%'", 1).await;
     post_many(&kit, &kit.globex, "test.later", 1).await;
-    wait_for(&mut eye, "topic = 'test.later' and due_at > clock_timestamp() + '29 minutes' and claim is null and secret is not null", 1).await;
+    wait_for(&mut eye, "topic = 'test.later' and due_at > clock_timestamp() + '29 minutes' and claim is null and secret is not null", 1)
+        .await;
     seen.failing.store(false, Ordering::SeqCst);
     sqlx::query("update tenancy.outbox set due_at = clock_timestamp() where topic = 'test.later'").execute(&mut eye).await.expect("due");
     wait_for(&mut eye, "topic = 'test.later' and sent_at is not null and attempts = 2 and secret is null", 1).await;
@@ -364,10 +366,11 @@ async fn a_thousand_messages_of_one_tenant_do_not_delay_anothers() {
     wait_until(|| all.came.load(Ordering::SeqCst) >= 3).await;
     post_many(&kit, &kit.globex, "test.again", 1).await;
     wait_for(&mut eye, "claim is not null and topic = 'test.again'", 1).await;
-    let claimed: Vec<(uuid::Uuid, i64)> = sqlx::query_as("select tenant_id, count(*) from tenancy.outbox where claim is not null group by 1")
-        .fetch_all(&mut eye)
-        .await
-        .expect("claimed");
+    let claimed: Vec<(uuid::Uuid, i64)> =
+        sqlx::query_as("select tenant_id, count(*) from tenancy.outbox where claim is not null group by 1")
+            .fetch_all(&mut eye)
+            .await
+            .expect("claimed");
     let claimed: BTreeMap<_, _> = claimed.into_iter().collect();
     assert_eq!((claimed[&kit.acme.tenant_id().as_uuid()], claimed[&kit.globex.tenant_id().as_uuid()]), (4, 1));
     drop(busy);
