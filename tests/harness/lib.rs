@@ -5,6 +5,7 @@ pub mod app;
 pub mod defects;
 pub mod pgbouncer;
 pub mod program;
+pub mod smtp;
 pub mod stats;
 
 use std::future::{Future, poll_fn};
