@@ -64,6 +64,13 @@ pub struct Config {
     /// How long /readyz says 503 before a stopping server takes no more connections
     #[arg(long, env = "TENANCY_DRAIN_DELAY", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration, global = true)]
     pub drain_delay: Duration,
+    /// The mail server: smtp://user:password@host:port (tls=required unless ?tls=opportunistic or none), or smtps://. Absent: mail is kept in
+    /// the folder `mailbox` in the data folder
+    #[arg(long, env = "TENANCY_SMTP", value_name = "URL", hide_env_values = true, global = true)]
+    pub smtp: Option<Secret>,
+    /// The sender of mail
+    #[arg(long, env = "TENANCY_MAIL_FROM", value_name = "ADDRESS", default_value = "no-reply@localhost", global = true)]
+    pub mail_from: String,
 }
 
 impl Default for Config {

@@ -12,6 +12,7 @@ pub(crate) enum List {
     Tenants = b't' as isize,
     Projects = b'p' as isize,
     Documents = b'd' as isize,
+    Outbox = b'o' as isize,
 }
 
 /// One page.

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantId};
 use uuid::Uuid;
 
@@ -43,38 +44,25 @@ pub struct Undelivered {
 }
 
 impl SystemTx {
-    /// Up to `limit` messages in `state` after the number `after`, the oldest first.
+    /// Up to `limit` messages in `state` with numbers below `before`, the newest first.
     ///
     /// # Errors
     /// As any statement.
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
-    pub async fn undelivered(&mut self, state: MessageState, after: Option<i64>, limit: u32) -> Result<Vec<Undelivered>> {
+    pub async fn undelivered(&mut self, state: MessageState, before: Option<i64>, limit: u32) -> Result<Vec<Undelivered>> {
         let rows = sqlx::query(
             "select id, tenant_id, topic, created_at, due_at, attempts, last_error, dead_at from tenancy.outbox
-              where sent_at is null and (dead_at is not null) = $1 and id > $2 order by id limit $3",
+              where sent_at is null and (dead_at is not null) = $1 and id < $2 order by id desc limit $3",
         )
         .bind(state == MessageState::Dead)
-        .bind(after.unwrap_or(i64::MIN))
+        .bind(before.unwrap_or(i64::MAX))
         .bind(i64::from(limit))
         .fetch_all(self)
         .await
         .map_err(from_sqlx)?;
-        let read = |row: &sqlx::postgres::PgRow| -> Result<Undelivered, sqlx::Error> {
-            let tenant = row.try_get::<Option<Uuid>, _>("tenant_id")?.map(TenantId::from_uuid).transpose();
-            Ok(Undelivered {
-                id: row.try_get("id")?,
-                tenant_id: tenant.map_err(|e| sqlx::Error::Decode(Box::new(e)))?,
-                topic: row.try_get("topic")?,
-                created_at: row.try_get("created_at")?,
-                due_at: row.try_get("due_at")?,
-                attempts: row.try_get::<i32, _>("attempts")?.unsigned_abs(),
-                last_error: row.try_get("last_error")?,
-                dead_at: row.try_get("dead_at")?,
-            })
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(from_sqlx)
+        rows.iter().map(undelivered).collect::<Result<_, _>>().map_err(from_sqlx)
     }
 
     /// Has a message that was given up tried again from the start, with its audit event.
@@ -84,7 +72,7 @@ impl SystemTx {
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
-    pub async fn redeliver(&mut self, id: i64) -> Result<()> {
+    pub async fn redeliver(&mut self, id: i64) -> Result<Undelivered> {
         let row = sqlx::query("select tenant_id, dead_at is not null, secret_gone from tenancy.outbox where id = $1 for update")
             .bind(id)
             .fetch_optional(&mut *self)
@@ -98,15 +86,33 @@ impl SystemTx {
         if secret_gone {
             return Err(Error::new(ErrorKind::Conflict, "the message had a secret, which is gone: do again what posted it"));
         }
-        sqlx::query("update tenancy.outbox set dead_at = null, attempts = 0, due_at = clock_timestamp() where id = $1")
-            .bind(id)
-            .execute(&mut *self)
-            .await
-            .map_err(from_sqlx)?;
+        let row = sqlx::query(
+            "update tenancy.outbox set dead_at = null, attempts = 0, due_at = clock_timestamp() where id = $1
+             returning id, tenant_id, topic, created_at, due_at, attempts, last_error, dead_at",
+        )
+        .bind(id)
+        .fetch_one(&mut *self)
+        .await
+        .map_err(from_sqlx)?;
         let mut event = AuditEvent::new(self.actor().clone(), "outbox.redeliver", id.to_string());
         if let Some(tenant) = tenant.map(TenantId::from_uuid).transpose()? {
             event = event.with_tenant(tenant);
         }
-        self.audit(&event).await
+        self.audit(&event).await?;
+        undelivered(&row).map_err(from_sqlx)
     }
+}
+
+fn undelivered(row: &PgRow) -> Result<Undelivered, sqlx::Error> {
+    let tenant = row.try_get::<Option<Uuid>, _>("tenant_id")?.map(TenantId::from_uuid).transpose();
+    Ok(Undelivered {
+        id: row.try_get("id")?,
+        tenant_id: tenant.map_err(|e| sqlx::Error::Decode(Box::new(e)))?,
+        topic: row.try_get("topic")?,
+        created_at: row.try_get("created_at")?,
+        due_at: row.try_get("due_at")?,
+        attempts: row.try_get::<i32, _>("attempts")?.unsigned_abs(),
+        last_error: row.try_get("last_error")?,
+        dead_at: row.try_get("dead_at")?,
+    })
 }
