@@ -6,6 +6,7 @@ mod documents;
 mod isolation;
 mod operations;
 mod oracle;
+mod outbox;
 mod projects;
 mod quotas;
 mod tenants;
