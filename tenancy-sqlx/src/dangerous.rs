@@ -2,7 +2,7 @@
 
 use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result};
 
-use crate::db::TenantDb;
+use crate::db::{Inner, TenantDb};
 use crate::error::{from_sqlx, is_denied};
 use crate::lease::Lease;
 use crate::tx::{ForSystem, SystemTx, Tx};
@@ -43,22 +43,29 @@ impl Dangerous {
         if reason.trim().is_empty() {
             return Err(Error::invalid("reason", "must say why every tenant's rows are needed"));
         }
-        let inner = self.db.inner();
-        let pool = inner
-            .admin
-            .as_ref()
-            .ok_or_else(|| Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: give Options::with_admin_url"))?;
-        let become_admin = format!("BEGIN; SET LOCAL ROLE {}", inner.roles.admin());
-        let lease = Lease::begin(pool, &become_admin, inner.scrub).await.map_err(|error| {
-            if !is_denied(&error) {
-                return from_sqlx(error);
-            }
-            let admin = inner.roles.admin();
-            let message = format!("the administrative login can't become {admin}: GRANT {admin} TO it, or give another one");
-            Error::new(ErrorKind::Misconfigured, message).with_source(error)
-        })?;
-        let mut tx = Tx::new(lease, ForSystem(self.actor.clone()), false, inner.named_statements);
+        let mut tx = begin_admin(self.db.inner(), self.actor.clone()).await?;
         tx.audit(&AuditEvent::new(self.actor, "system.access", reason)).await?;
-        tx.commit_and(&become_admin).await
+        tx.commit_and(&become_admin(self.db.inner())).await
     }
+}
+
+fn become_admin(inner: &Inner) -> String {
+    format!("BEGIN; SET LOCAL ROLE {}", inner.roles.admin())
+}
+
+/// Begins a transaction across tenants that nobody hears of: for the kit's own fixed statements, which run all the time.
+pub(crate) async fn begin_admin(inner: &Inner, actor: Actor) -> Result<SystemTx> {
+    let pool = inner
+        .admin
+        .as_ref()
+        .ok_or_else(|| Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: give Options::with_admin_url"))?;
+    let lease = Lease::begin(pool, &become_admin(inner), inner.scrub).await.map_err(|error| {
+        if !is_denied(&error) {
+            return from_sqlx(error);
+        }
+        let admin = inner.roles.admin();
+        let message = format!("the administrative login can't become {admin}: GRANT {admin} TO it, or give another one");
+        Error::new(ErrorKind::Misconfigured, message).with_source(error)
+    })?;
+    Ok(Tx::new(lease, ForSystem(actor), false, inner.named_statements))
 }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod isolation;
+pub mod outbox;
 pub mod preflight;
 pub mod quota;
 pub mod schema;
@@ -12,11 +13,12 @@ mod db;
 mod error;
 mod lease;
 mod members;
-mod outbox;
 mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
+#[cfg(feature = "mail")]
+pub mod mail;
 #[cfg(all(unix, feature = "testing"))]
 pub mod testing;
 

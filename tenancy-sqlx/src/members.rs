@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use tenancy_core::quota::Metric;
-use tenancy_core::{AuditEvent, Error, ErrorKind, Member, MemberChange, NewMember, Result, Role, Standing, Subject, TenantContext};
+use tenancy_core::{AuditEvent, Email, Error, ErrorKind, Member, MemberChange, NewMember, Result, Role, Standing, Subject, TenantContext};
 use uuid::Uuid;
 
 use crate::error::from_sqlx;
@@ -95,6 +95,21 @@ impl TenantTx {
         );
         let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(self.tenant_id().as_uuid()).bind(before).bind(limit);
         Ok(query.fetch_all(self).await.map_err(from_sqlx)?.into_iter().map(|Active(member)| member).collect())
+    }
+
+    /// The addresses of up to `limit` admins and owners, those who were members first before others.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn admin_addresses(&mut self, limit: i64) -> Result<Vec<Email>> {
+        let query = sqlx::query_scalar(
+            "select email from tenancy.members where tenant_id = $1 and status = 'active' and role in ('admin', 'owner') order by id limit $2",
+        );
+        let found: Vec<String> = query.bind(self.tenant_id().as_uuid()).bind(limit).fetch_all(self).await.map_err(from_sqlx)?;
+        found.into_iter().map(Email::try_from).collect()
     }
 
     /// Changes a member who is of the version `expected`, if one is given.

@@ -114,13 +114,22 @@ impl TestApp {
         .fetch_all(&mut eye)
         .await
         .expect("tables");
-        let mut all = BTreeMap::from([("files".to_owned(), files(self.folder()))]);
+        let mut all = BTreeMap::from([("files".to_owned(), files(self.folder()).into_iter().filter(|file| !self.is_mail(file)).collect())]);
         for table in tables {
-            let but = if table.ends_with("audit_events") { "where action <> 'system.access'" } else { "" };
-            let rows = format!("select to_jsonb(t)::text from {table} t {but} order by 1");
+            // How far the worker has come with a message changes by itself.
+            let (row, but) = match table.as_str() {
+                "tenancy.audit_events" => ("to_jsonb(t)", "where action <> 'system.access'"),
+                "tenancy.outbox" => ("jsonb_build_array(id, tenant_id, topic, dedup_key, payload)", ""),
+                _ => ("to_jsonb(t)", ""),
+            };
+            let rows = format!("select ({row})::text from {table} t {but} order by 1");
             all.insert(table, sqlx::query_scalar(AssertSqlSafe(rows)).fetch_all(&mut eye).await.expect("rows"));
         }
         all
+    }
+
+    fn is_mail(&self, file: &str) -> bool {
+        Path::new(file).starts_with(self.config.data_dir.join("mailbox"))
     }
 
     /// What does not balance:
@@ -170,6 +179,9 @@ impl TestApp {
             .collect();
         let objects = self.config.data_dir.join("objects");
         for file in files(self.folder()) {
+            if self.is_mail(&file) {
+                continue;
+            }
             let Ok(key) = Path::new(&file).strip_prefix(&objects) else {
                 wrong.push(format!("{file} is outside of the object store"));
                 continue;

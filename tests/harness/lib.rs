@@ -6,6 +6,7 @@ pub mod defects;
 pub mod pgbouncer;
 pub mod program;
 pub mod proxy;
+pub mod smtp;
 pub mod stats;
 
 use std::future::{Future, poll_fn};

@@ -10,6 +10,7 @@ mod guard;
 mod isolation;
 mod isolation_report;
 mod macros;
+mod mail;
 mod members;
 mod meter;
 mod noninterference;

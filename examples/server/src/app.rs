@@ -9,6 +9,7 @@ use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, HostResolver};
@@ -21,11 +22,15 @@ use crate::attachment_store;
 use crate::config::{Config, Secret, text};
 use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
+use crate::mailer::{self, Mailbox};
 use crate::metrics;
 use crate::routes;
 
 /// How long requests in flight may take to finish when the server stops.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long messages under way may take to be delivered then.
+const WORKER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub(crate) struct App {
     pub(crate) request_timeout: Duration,
     pub(crate) upload_timeout: Duration,
     pub(crate) members_only: bool,
+    /// What the routes of the mailbox show; nothing where there are none.
+    pub(crate) mailbox: Option<Mailbox>,
     draining: AtomicBool,
 }
 
@@ -73,6 +80,8 @@ pub struct Running {
     drain_delay: Duration,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
+    /// Delivers the outbox, where there are administrative credentials.
+    worker: Option<Worker>,
     /// The embedded server runs for as long as this is held.
     _database: Database,
 }
@@ -112,6 +121,13 @@ impl Running {
             }
             opened => opened?,
         };
+        let taken = |source| {
+            Error::new(ErrorKind::Misconfigured, format!("can't listen on {}: set TENANCY_LISTEN", config.listen)).with_source(source)
+        };
+        let listener = TcpListener::bind(&config.listen).await.map_err(taken)?;
+        let address = listener.local_addr().map_err(taken)?;
+        let (worker, mailbox) =
+            if database.has_admin() { mailer::start(&db, config).await.map(|(w, m)| (Some(w), m))? } else { (None, None) };
         let app = Arc::new(App {
             catalog: db.catalog(),
             meter: Meter::start(&db, MeterOptions::default()).await?,
@@ -123,15 +139,10 @@ impl Running {
             request_timeout: config.request_timeout,
             upload_timeout: config.upload_timeout,
             members_only: config.members_only,
+            mailbox: mailbox.filter(|_| address.ip().is_loopback()),
             draining: AtomicBool::new(false),
         });
         let router = routes::router(&app, resolver, database.has_admin());
-
-        let taken = |source| {
-            Error::new(ErrorKind::Misconfigured, format!("can't listen on {}: set TENANCY_LISTEN", config.listen)).with_source(source)
-        };
-        let listener = TcpListener::bind(&config.listen).await.map_err(taken)?;
-        let address = listener.local_addr().map_err(taken)?;
         let listener = listener.tap_io(|connection| {
             // Answers are small: waiting for more to send only delays them.
             let _ = connection.set_nodelay(true);
@@ -142,7 +153,7 @@ impl Running {
             let _ = stopped.await;
         });
         let serving = tokio::spawn(async move { serve.await });
-        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, _database: database })
+        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, worker, _database: database })
     }
 
     /// Where it listens.
@@ -176,6 +187,11 @@ impl Running {
         let done = tokio::time::timeout(SHUTDOWN_LIMIT, &mut serving).await;
         if done.is_err() {
             serving.abort();
+        }
+        if let Some(worker) = self.worker
+            && tokio::time::timeout(WORKER_LIMIT, worker.shutdown()).await.is_err()
+        {
+            tracing::warn!("some messages were under way: they are delivered again later");
         }
         // What was leased and not used goes back.
         if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), self.app.meter.shutdown()).await {

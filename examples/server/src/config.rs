@@ -67,6 +67,13 @@ pub struct Config {
     /// Whether tokens are refused whose subject is no member of the tenant; otherwise their issuer's claims are enough
     #[arg(long, env = "TENANCY_MEMBERS_ONLY", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
     pub members_only: bool,
+    /// The mail server: smtp://user:password@host:port (tls=required unless ?tls=opportunistic or none), or smtps://. Absent: mail is kept in
+    /// the folder `mailbox` in the data folder
+    #[arg(long, env = "TENANCY_SMTP", value_name = "URL", hide_env_values = true, global = true)]
+    pub smtp: Option<Secret>,
+    /// The sender of mail
+    #[arg(long, env = "TENANCY_MAIL_FROM", value_name = "ADDRESS", default_value = "no-reply@localhost", global = true)]
+    pub mail_from: String,
 }
 
 impl Default for Config {

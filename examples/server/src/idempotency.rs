@@ -214,6 +214,11 @@ impl Answer {
         Ok(Self { status: StatusCode::OK, etag: Some(etag), location: None, body, replayed: false })
     }
 
+    /// 200, for what has no version.
+    pub(crate) fn plain(body: &impl Serialize) -> Result<Self> {
+        Ok(Self { etag: None, ..Self::ok(body, String::new())? })
+    }
+
     /// 201, for what is at `location` now.
     pub(crate) fn created(body: &impl Serialize, etag: String, location: String) -> Result<Self> {
         Ok(Self { status: StatusCode::CREATED, location: Some(location), ..Self::ok(body, etag)? })

@@ -21,6 +21,7 @@ mod credentials;
 mod edge;
 mod extract;
 mod idempotency;
+mod mailer;
 mod metrics;
 mod operator;
 mod page;

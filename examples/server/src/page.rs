@@ -13,6 +13,7 @@ pub(crate) enum List {
     Projects = b'p' as isize,
     Documents = b'd' as isize,
     Members = b'm' as isize,
+    Outbox = b'o' as isize,
 }
 
 /// One page.

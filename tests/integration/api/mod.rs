@@ -7,6 +7,7 @@ mod isolation;
 mod members;
 mod operations;
 mod oracle;
+mod outbox;
 mod projects;
 mod quotas;
 mod tenants;

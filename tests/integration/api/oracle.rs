@@ -135,7 +135,8 @@ fn operations(document: &Value) -> Vec<Operation> {
             let query = of("query");
             for name in &query {
                 assert!(
-                    ["limit", "cursor", "search", "status", "metric", "from", "to", "resolution", "format"].contains(&name.as_str()),
+                    ["limit", "cursor", "search", "status", "metric", "from", "to", "resolution", "format", "state"]
+                        .contains(&name.as_str()),
                     "{path} has a parameter {name}: teach me what it names"
                 );
             }
@@ -524,7 +525,11 @@ async fn other_tenants_are_tenants_that_never_were() {
         }
     };
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
-        assert!(operation.parameters.iter().all(|parameter| parameter == "tenant"), "{}: teach me what it names", operation.called());
+        assert!(
+            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message")),
+            "{}: teach me what it names",
+            operation.called()
+        );
         let called = operation.called();
         for (way, put) in ways(Some(operation)) {
             let put = |name: &&str| put(acme.ask(&operation.method, &operation.target(&[name])));

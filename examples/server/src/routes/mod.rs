@@ -17,9 +17,11 @@ use crate::standing::require_standing;
 
 mod attachments;
 mod documents;
+mod mailbox;
 mod members;
 mod metrics;
 mod open;
+mod outbox;
 mod projects;
 mod quotas;
 mod tenant;
@@ -61,6 +63,8 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/tenants/{tenant}/quotas", quotas::list),
         route(Method::PUT, "/api/v1/tenants/{tenant}/quotas", quotas::put),
         route(Method::GET, "/api/v1/tenants/{tenant}/usage", quotas::usage),
+        route(Method::GET, "/api/v1/outbox", outbox::list),
+        route(Method::POST, "/api/v1/outbox/{message}/redeliver", outbox::redeliver),
     ]
 }
 
@@ -107,6 +111,12 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bo
     let mut router = mount(open_routes()).merge(tenants);
     if has_admin {
         router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
+    }
+    // For a developer on this machine, and no part of the API.
+    if app.mailbox.is_some() {
+        router = router
+            .route("/dev/mailbox", on(MethodFilter::GET, mailbox::list))
+            .route("/dev/mailbox/{id}", on(MethodFilter::GET, mailbox::show));
     }
     router
         .fallback(problem::not_found)

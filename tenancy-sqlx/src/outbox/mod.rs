@@ -1,4 +1,4 @@
-//! Messages, written in the transaction that causes them.
+//! Messages, written in the transaction that causes them, and delivered after it.
 
 use sqlx::types::Json;
 use tenancy_core::outbox::Message;
@@ -6,6 +6,14 @@ use tenancy_core::{Result, TenantId};
 
 use crate::error::from_sqlx;
 use crate::tx::{SystemTx, TenantTx};
+
+mod hint;
+mod outcome;
+mod queue;
+mod worker;
+
+pub use queue::{MessageState, Undelivered};
+pub use worker::{Worker, WorkerOptions};
 
 impl TenantTx {
     /// Posts `message` on behalf of this tenant, as part of this transaction. Returns whether it is new: one with the same key may have
