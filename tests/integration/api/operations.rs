@@ -81,6 +81,12 @@ async fn stopping_finishes_what_is_in_flight() {
     app.node.stop().expect("nothing was in flight");
 }
 
+/// A message that was given up.
+async fn dead_message(app: &TestApp) -> i64 {
+    let sql = "insert into tenancy.outbox (topic, dedup_key, payload, dead_at) values ('test.dead', 'dead', '{}', now()) returning id";
+    sqlx::query_scalar(sql).fetch_one(&mut app.db_eye().await).await.expect("a message")
+}
+
 /// A request for an operation of the document, with names of things that are there and are nobody else's.
 async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usize) -> Ask {
     let owner = app.tenant(&format!("tenant-{n}")).await;
@@ -91,6 +97,7 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let names =
         [("{tenant}", owner.tenant.as_str()), ("{project}", &project), ("{document}", &document), ("{name}", "a"), ("{member}", &member)];
     let target = names.iter().fold(path.to_owned(), |target, (name, value)| target.replace(name, value));
+    let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     if security == &json!([]) {
         app.stranger().ask(method, &target)
     } else if security[0].get("operator").is_some() {
