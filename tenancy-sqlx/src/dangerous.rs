@@ -43,6 +43,18 @@ impl Dangerous {
         if reason.trim().is_empty() {
             return Err(Error::invalid("reason", "must say why every tenant's rows are needed"));
         }
+        let (mut tx, become_admin) = self.begin().await?;
+        tx.audit(&AuditEvent::new(self.actor, "system.access", reason)).await?;
+        tx.commit_and(&become_admin).await
+    }
+
+    /// Begins a transaction for the sealer of the audit log, which would otherwise have an event of its own to seal each time.
+    pub(crate) async fn begin_sealer(self) -> Result<SystemTx> {
+        self.begin().await.map(|(tx, _)| tx)
+    }
+
+    /// A transaction as the administrative role, and the statement that began it.
+    async fn begin(&self) -> Result<(SystemTx, String)> {
         let inner = self.db.inner();
         let pool = inner
             .admin
@@ -57,8 +69,7 @@ impl Dangerous {
             let message = format!("the administrative login can't become {admin}: GRANT {admin} TO it, or give another one");
             Error::new(ErrorKind::Misconfigured, message).with_source(error)
         })?;
-        let mut tx = Tx::new(lease, ForSystem(self.actor.clone()), false, inner.named_statements);
-        tx.audit(&AuditEvent::new(self.actor, "system.access", reason)).await?;
-        tx.commit_and(&become_admin).await
+        let tx = Tx::new(lease, ForSystem(self.actor.clone()), false, inner.named_statements);
+        Ok((tx, become_admin))
     }
 }
