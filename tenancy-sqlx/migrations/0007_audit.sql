@@ -6,7 +6,6 @@
 alter table tenancy.audit_events add column salt bytea not null default uuid_send(gen_random_uuid());
 -- The order of sealing. `at` alone would not do: a transaction may commit long after another that began later.
 create index audit_events_order_idx on tenancy.audit_events (xid, at, id);
-create index audit_events_page_idx on tenancy.audit_events (tenant_id, xid desc, at desc, id desc);
 
 create table tenancy.audit_seals (
   tenant_id uuid,                                   -- null: the platform's chain

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
+use crate::anchors::Sealing;
 use crate::attachment_store;
 use crate::config::{Config, Secret, text};
 use crate::credentials::{self, OperatorToken};
@@ -72,6 +73,8 @@ pub struct Running {
     drain_delay: Duration,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
+    /// The audit log is sealed for as long as this is held.
+    _sealing: Option<Sealing>,
     /// The embedded server runs for as long as this is held.
     _database: Database,
 }
@@ -87,7 +90,8 @@ impl Running {
     pub async fn start(config: &Config) -> Result<Self> {
         config.check()?;
         metrics::install();
-        let objects = attachment_store::open(config)?;
+        let store = attachment_store::store(config)?;
+        let objects = attachment_store::open(Arc::clone(&store))?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         let resolver = match text(&config.base_domain) {
             Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
@@ -123,6 +127,7 @@ impl Running {
             upload_timeout: config.upload_timeout,
             draining: AtomicBool::new(false),
         });
+        let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
         let router = routes::router(&app, resolver, database.has_admin());
 
         let taken = |source| {
@@ -140,7 +145,7 @@ impl Running {
             let _ = stopped.await;
         });
         let serving = tokio::spawn(async move { serve.await });
-        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, _database: database })
+        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, _sealing: sealing, _database: database })
     }
 
     /// Where it listens.

@@ -12,6 +12,7 @@ pub(crate) enum List {
     Tenants = b't' as isize,
     Projects = b'p' as isize,
     Documents = b'd' as isize,
+    Audit = b'a' as isize,
 }
 
 /// One page.

@@ -15,9 +15,11 @@ use uuid::Uuid;
 
 use crate::error::from_sqlx;
 
+mod read;
 mod seal;
 mod verify;
 
+pub use read::{AuditQuery, Recorded};
 pub use seal::{Sealed, Sealer};
 pub use verify::{Finding, FindingKind, Verified, verify};
 

@@ -15,6 +15,7 @@ use crate::operator::require_operator;
 use crate::problem;
 
 mod attachments;
+mod audit;
 mod documents;
 mod metrics;
 mod open;
@@ -59,6 +60,7 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/tenants/{tenant}/quotas", quotas::list),
         route(Method::PUT, "/api/v1/tenants/{tenant}/quotas", quotas::put),
         route(Method::GET, "/api/v1/tenants/{tenant}/usage", quotas::usage),
+        route(Method::GET, "/api/v1/tenants/{tenant}/audit", audit::list),
     ]
 }
 
@@ -83,6 +85,7 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, ATTACHMENT, attachments::download),
         route(Method::PUT, ATTACHMENT, attachments::upload),
         route(Method::DELETE, ATTACHMENT, attachments::delete),
+        route(Method::GET, "/api/v1/audit", audit::own),
     ]
 }
 
