@@ -124,7 +124,7 @@ impl TestApp {
     }
 
     /// Every file, but for the anchors of the audit log, which the server writes by itself.
-    fn kept_files(&self) -> Vec<String> {
+    pub fn kept_files(&self) -> Vec<String> {
         let anchors = self.config.data_dir.join("objects").join("audit-anchors");
         files(self.folder()).into_iter().filter(|file| !Path::new(file).starts_with(&anchors)).collect()
     }

@@ -9,8 +9,7 @@ use tenancy_core::{Actor, AuditEvent, ErrorKind, TenantContext};
 use tenancy_sqlx::audit::{Finding, FindingKind, Head, Sealer, Verified};
 
 fn event(target: impl Into<String>) -> AuditEvent {
-    AuditEvent::new(Actor::Member("ada".parse().expect("a subject")), "note.write", target)
-        .with_detail(json!({ "size": 1 }))
+    AuditEvent::new(Actor::Member("ada".parse().expect("a subject")), "note.write", target).with_detail(json!({ "size": 1 }))
 }
 
 async fn write(kit: &Kit, cx: &TenantContext, targets: impl IntoIterator<Item = String>) {
@@ -96,7 +95,10 @@ async fn a_whole_log_holds_and_a_tenants_chain_stands_alone() {
     assert_eq!(seen.heads, heads);
     let of = |cx: &TenantContext| heads.iter().find(|head| head.tenant_id == Some(cx.tenant_id().as_uuid())).expect("a head").n;
     assert_eq!((of(&kit.acme), of(&kit.globex)), (7, 7), "its creation, and six");
-    assert!(Sealer::new(&kit.db).seal().await.expect("seal").heads.iter().all(|head| head.tenant_id.is_none()), "the tenants' have not moved");
+    assert!(
+        Sealer::new(&kit.db).seal().await.expect("seal").heads.iter().all(|head| head.tenant_id.is_none()),
+        "the tenants' have not moved"
+    );
 
     let mut tx = kit.db.dangerous().begin_system("a test verifies one chain").await.expect("system");
     let seen = tx.verify_audit(Some(kit.acme.tenant_id()), &heads).await.expect("verify");
@@ -187,8 +189,18 @@ async fn each_way_of_tampering_is_found_and_named() {
             FindingKind::Reordered,
             Some(3),
         ),
-        ("a hash", format!("update tenancy.audit_seals set hash = sha256('x') where tenant_id = '{acme}' and n = 3"), FindingKind::Edited, Some(3)),
-        ("a prev", format!("update tenancy.audit_seals set prev = sha256('x') where tenant_id = '{acme}' and n = 3"), FindingKind::Edited, Some(3)),
+        (
+            "a hash",
+            format!("update tenancy.audit_seals set hash = sha256('x') where tenant_id = '{acme}' and n = 3"),
+            FindingKind::Edited,
+            Some(3),
+        ),
+        (
+            "a prev",
+            format!("update tenancy.audit_seals set prev = sha256('x') where tenant_id = '{acme}' and n = 3"),
+            FindingKind::Edited,
+            Some(3),
+        ),
         (
             "an event dated back",
             format!(
@@ -236,7 +248,10 @@ async fn control_without_an_anchor_a_log_cut_off_or_sealed_anew_looks_whole() {
     assert_eq!(verify(&kit, &[]).await.findings, []);
     let found = verify(&kit, &heads).await.findings;
     let anchored = heads.iter().find(|head| head.tenant_id == Some(acme.as_uuid())).expect("a head").n;
-    assert!(found.iter().any(|f| (f.kind, f.tenant_id, f.n) == (FindingKind::Rewritten, Some(acme.as_uuid()), Some(anchored))), "{found:?}");
+    assert!(
+        found.iter().any(|f| (f.kind, f.tenant_id, f.n) == (FindingKind::Rewritten, Some(acme.as_uuid()), Some(anchored))),
+        "{found:?}"
+    );
 }
 
 #[tokio::test]
@@ -277,7 +292,8 @@ async fn every_event_is_sealed_once_beside_writers_and_a_long_transaction() {
         task.await.expect("no panic");
     }
     let mut eye = kit.superuser().await;
-    let long_sealed = "select count(*) from tenancy.audit_seals s join tenancy.audit_events e on e.id = s.event_id where e.target like '%:%'";
+    let long_sealed =
+        "select count(*) from tenancy.audit_seals s join tenancy.audit_events e on e.id = s.event_id where e.target like '%:%'";
     assert_eq!(scalar::<i64>(&mut eye, long_sealed).await, 0, "nothing is sealed before what began earlier has ended");
     long.commit().await.expect("commit");
     seal_all(&kit, &Sealer::new(&kit.db)).await;

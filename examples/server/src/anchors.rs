@@ -63,7 +63,8 @@ async fn round(sealer: &Sealer, store: &dyn ObjectStore, due: &mut BTreeMap<Stri
 
 /// Writes an anchor, unless there is one of this place: what is anchored is never replaced.
 async fn keep(store: &dyn ObjectStore, head: &Head) -> Result<()> {
-    let text = serde_json::to_vec(head).map_err(|source| Error::new(ErrorKind::Internal, "an anchor can't be written").with_source(source))?;
+    let text =
+        serde_json::to_vec(head).map_err(|source| Error::new(ErrorKind::Internal, "an anchor can't be written").with_source(source))?;
     let path = Path::from_iter([FOLDER, &head.chain(), &format!("{}.json", head.n)]);
     match store.put_opts(&path, text.into(), PutOptions::from(PutMode::Create)).await {
         Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),

@@ -145,7 +145,17 @@ impl Running {
             let _ = stopped.await;
         });
         let serving = tokio::spawn(async move { serve.await });
-        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, _sealing: sealing, _database: database })
+        Ok(Self {
+            app,
+            address,
+            new_operator_token,
+            notices,
+            drain_delay: config.drain_delay,
+            stop,
+            serving,
+            _sealing: sealing,
+            _database: database,
+        })
     }
 
     /// Where it listens.

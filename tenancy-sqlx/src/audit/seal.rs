@@ -111,11 +111,13 @@ impl Sealer {
         .execute(&mut tx)
         .await
         .map_err(from_sqlx)?;
-        sqlx::query("update tenancy.audit_sealed set (xid, at, id) = (select e.xid, e.at, e.id from tenancy.audit_events e where e.id = $1)")
-            .bind(last.try_get::<Uuid, _>("id").map_err(from_sqlx)?)
-            .execute(&mut tx)
-            .await
-            .map_err(from_sqlx)?;
+        sqlx::query(
+            "update tenancy.audit_sealed set (xid, at, id) = (select e.xid, e.at, e.id from tenancy.audit_events e where e.id = $1)",
+        )
+        .bind(last.try_get::<Uuid, _>("id").map_err(from_sqlx)?)
+        .execute(&mut tx)
+        .await
+        .map_err(from_sqlx)?;
         tx.commit().await?;
         Ok(Sealed { events: rows.len() as u64, heads: ends.into_values().collect() })
     }

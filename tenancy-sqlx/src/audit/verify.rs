@@ -161,12 +161,7 @@ fn place(row: &PgRow) -> Result<Place> {
     read().map_err(from_sqlx)
 }
 
-async fn walk(
-    tx: &mut SystemTx,
-    chain: Option<Uuid>,
-    anchors: &[Head],
-    events: &mut u64,
-) -> Result<std::result::Result<Head, Finding>> {
+async fn walk(tx: &mut SystemTx, chain: Option<Uuid>, anchors: &[Head], events: &mut u64) -> Result<std::result::Result<Head, Finding>> {
     let mut end = Head { tenant_id: chain, n: 0, hash: Hash::START };
     let mut anchors = anchors.iter().peekable();
     let broken = |kind, n, event_id| Ok(Err(Finding { kind, tenant_id: chain, n: Some(n), event_id }));

@@ -249,7 +249,7 @@ async fn control_the_audit_sees_what_does_not_balance() {
     let (document, _) = documents(&acme, &globex).await;
     acme.attach(&document, "a", b"abc").await.expect(201);
     assert_eq!(app.audit().await, [""; 0]);
-    let object = files(&app.config.data_dir)[0].clone();
+    let object = app.kept_files()[0].clone();
 
     let orphan = object.replace("/attachments/", "/attachments/9");
     std::fs::write(&orphan, "x").expect("planted");

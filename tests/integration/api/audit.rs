@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use harness::actors::{Actor, Reply};
-use harness::app::{TestApp, files};
-use harness::program::run;
+use harness::app::{Folder, TestApp, files};
+use harness::program::{command, run};
 use serde_json::{Value, json};
 
 fn items(reply: &Reply) -> Vec<Value> {
@@ -116,8 +116,9 @@ async fn the_server_seals_and_anchors_and_the_command_finds_what_was_changed_sin
         assert!(since.elapsed() < Duration::from_secs(60), "nothing is anchored");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let folder = Folder::new();
     let verify = || {
-        let mut command = harness::program::command(&harness::app::Folder::new(), &["audit", "verify", "--tenant", "acme-works", "--json"]);
+        let mut command = command(&folder, &["audit", "verify", "--tenant", "acme-works", "--json"]);
         command.env("DATABASE_URL", app.database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", app.database.admin_url());
         command.env("TENANCY_OBJECTS", format!("file://{}", app.config.data_dir.join("objects").display()));
         let (output, out, err) = run(command);
