@@ -121,7 +121,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
         let mut connection = TcpStream::connect(app.node.address).await.expect("connect");
         connection.write_all(&upload[..6_000_000]).await.expect("half of it");
         let since = Instant::now();
-        while files(app.folder()) == before["files"] {
+        while app.kept_files() == before["files"] {
             assert!(since.elapsed() < Duration::from_secs(5), "the control: the upload never began");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
