@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use moka::future::Cache;
+use serde_json::{Map, Value};
 use sqlx::postgres::{PgListener, PgRow};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgPool, Row};
@@ -373,7 +374,9 @@ impl SystemTx {
         .await
         .map_err(slug_taken)?;
         let action = if before.status == after.status { "tenant.update" } else { "tenant.status" };
-        let detail = serde_json::json!({ "version": after.version, "status": after.status, "from": before.status });
+        let (was, is) = differences(&before, &after);
+        let detail =
+            serde_json::json!({ "version": after.version, "status": after.status, "from": before.status, "before": was, "after": is });
         let event = AuditEvent::new(self.actor().clone(), action, id.to_string()).with_tenant(id).with_detail(detail);
         self.audit(&event).await?;
         Ok(after)
@@ -420,6 +423,22 @@ impl SystemTx {
         let tenants = rows.iter().map(|row| tenant(row).map(Arc::new)).collect::<Result<_>>()?;
         Ok(TenantPage::from_one_more(tenants, query.limit))
     }
+}
+
+/// The fields that a change changed: as they were, and as they are.
+fn differences(before: &Tenant, after: &Tenant) -> (Map<String, Value>, Map<String, Value>) {
+    let fields = |tenant: &Tenant| {
+        [
+            ("slug", Value::from(tenant.slug.as_str())),
+            ("name", Value::from(tenant.name.as_str())),
+            ("status", Value::from(tenant.status.as_str())),
+            ("branding", Value::from(tenant.branding.clone())),
+            ("flags", Value::from(tenant.flags.clone())),
+            ("plan", Value::from(tenant.plan.as_str())),
+        ]
+    };
+    let changed = fields(before).into_iter().zip(fields(after)).filter(|((_, was), (_, is))| was != is);
+    changed.map(|((name, was), (_, is))| ((name.to_owned(), was), (name.to_owned(), is))).unzip()
 }
 
 fn slug_taken(error: sqlx::Error) -> Error {

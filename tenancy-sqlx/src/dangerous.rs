@@ -1,6 +1,6 @@
 //! The one way around the fence.
 
-use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result};
+use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result, TenantId};
 
 use crate::db::{Inner, TenantDb};
 use crate::error::{from_sqlx, is_denied};
@@ -13,16 +13,23 @@ use crate::tx::{ForSystem, SystemTx, Tx};
 pub struct Dangerous {
     db: TenantDb,
     actor: Actor,
+    about: Option<TenantId>,
 }
 
 impl Dangerous {
     pub(crate) fn new(db: TenantDb) -> Self {
-        Self { db, actor: Actor::System }
+        Self { db, actor: Actor::System, about: None }
     }
 
     /// Names who is behind it in the audit log; otherwise it is the system itself.
     pub fn on_behalf_of(mut self, actor: Actor) -> Self {
         self.actor = actor;
+        self
+    }
+
+    /// Names the one tenant that it is about, whose own log then has the access.
+    pub fn about(mut self, tenant_id: TenantId) -> Self {
+        self.about = Some(tenant_id);
         self
     }
 
@@ -44,7 +51,9 @@ impl Dangerous {
             return Err(Error::invalid("reason", "must say why every tenant's rows are needed"));
         }
         let mut tx = begin_admin(self.db.inner(), self.actor.clone()).await?;
-        tx.audit(&AuditEvent::new(self.actor, "system.access", reason)).await?;
+        let mut event = AuditEvent::new(self.actor, "system.access", reason);
+        event.tenant_id = self.about;
+        tx.audit(&event).await?;
         tx.commit_and(&become_admin(self.db.inner())).await
     }
 }

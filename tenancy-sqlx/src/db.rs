@@ -235,7 +235,8 @@ impl TenantDb {
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
         let begin = self.0.begin_for(begin, tenant_id);
         let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
-        Ok(Tx::new(lease, ForTenant(tenant_id), read_only, self.0.named_statements))
+        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
+        Ok(Tx::new(lease, scope, read_only, self.0.named_statements))
     }
 
     /// The catalog of this database's tenants.

@@ -40,7 +40,10 @@ use crate::lease::Lease;
 
 /// The scope of a transaction that serves one tenant.
 #[derive(Debug)]
-pub struct ForTenant(pub(crate) TenantId);
+pub struct ForTenant {
+    pub(crate) tenant_id: TenantId,
+    pub(crate) request_id: uuid::Uuid,
+}
 
 /// The scope of a transaction that no tenant confines: see [`Dangerous`](crate::Dangerous).
 #[derive(Debug)]
@@ -164,10 +167,11 @@ impl<S> Tx<S> {
 impl Tx<ForTenant> {
     /// Whom this transaction serves.
     pub fn tenant_id(&self) -> TenantId {
-        self.scope.0
+        self.scope.tenant_id
     }
 
-    /// Writes `event` to this tenant's audit log, as part of this transaction. Another tenant in `event` is overwritten.
+    /// Writes `event` to this tenant's audit log, as part of this transaction. Another tenant in `event` is overwritten; the request is that of
+    /// the context, unless `event` names one.
     ///
     /// # Errors
     /// As any statement; [`Forbidden`](ErrorKind::Forbidden) in a read-only transaction.
@@ -175,7 +179,8 @@ impl Tx<ForTenant> {
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn audit(&mut self, event: AuditEvent) -> Result<()> {
-        let event = event.with_tenant(self.tenant_id());
+        let mut event = event.with_tenant(self.tenant_id());
+        event.request_id.get_or_insert(self.scope.request_id);
         write_audit(self, &event).await
     }
 }

@@ -3,6 +3,7 @@
 //! Tests that show a protection have a negative control beside them: the same attempt with the protection off, which must succeed.
 
 mod api;
+mod audit;
 mod cancel;
 mod catalog;
 mod checker;

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
+use crate::anchors::Sealing;
 use crate::attachment_store;
 use crate::config::{Config, Secret, text};
 use crate::credentials::{self, OperatorToken};
@@ -82,6 +83,8 @@ pub struct Running {
     serving: JoinHandle<std::io::Result<()>>,
     /// Delivers the outbox, where there are administrative credentials.
     worker: Option<Worker>,
+    /// The audit log is sealed for as long as this is held.
+    _sealing: Option<Sealing>,
     /// The embedded server runs for as long as this is held.
     _database: Database,
 }
@@ -97,7 +100,8 @@ impl Running {
     pub async fn start(config: &Config) -> Result<Self> {
         config.check()?;
         metrics::install();
-        let objects = attachment_store::open(config)?;
+        let store = attachment_store::store(config)?;
+        let objects = attachment_store::open(Arc::clone(&store))?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         let resolver = match text(&config.base_domain) {
             Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
@@ -142,6 +146,7 @@ impl Running {
             mailbox: mailbox.filter(|_| address.ip().is_loopback()),
             draining: AtomicBool::new(false),
         });
+        let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
         let router = routes::router(&app, resolver, database.has_admin());
         let listener = listener.tap_io(|connection| {
             // Answers are small: waiting for more to send only delays them.
@@ -153,7 +158,18 @@ impl Running {
             let _ = stopped.await;
         });
         let serving = tokio::spawn(async move { serve.await });
-        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, worker, _database: database })
+        Ok(Self {
+            app,
+            address,
+            new_operator_token,
+            notices,
+            drain_delay: config.drain_delay,
+            stop,
+            serving,
+            worker,
+            _sealing: sealing,
+            _database: database,
+        })
     }
 
     /// Where it listens.

@@ -17,9 +17,9 @@ use uuid::Uuid;
 use crate::config::{Config, text};
 use crate::credentials::private_folder;
 
-/// Tenants' objects, in the store that the settings name.
-pub(crate) fn open(config: &Config) -> Result<TenantObjects> {
-    let objects = TenantObjects::prefixed(store(config)?, Path::from("tenants"))?;
+/// Tenants' objects, in `store`.
+pub(crate) fn open(store: Arc<dyn ObjectStore>) -> Result<TenantObjects> {
+    let objects = TenantObjects::prefixed(store, Path::from("tenants"))?;
     Ok(objects.on_error(|tenant_id, error| {
         if !matches!(error, object_store::Error::NotFound { .. }) {
             tracing::error!(%tenant_id, "the object store failed: {error}");
@@ -27,7 +27,8 @@ pub(crate) fn open(config: &Config) -> Result<TenantObjects> {
     }))
 }
 
-fn store(config: &Config) -> Result<Arc<dyn ObjectStore>> {
+/// The store that the settings name.
+pub(crate) fn store(config: &Config) -> Result<Arc<dyn ObjectStore>> {
     match text(&config.objects) {
         None => local(&config.data_dir.join("objects")),
         Some("memory:" | "memory:///") => Ok(Arc::new(InMemory::new())),

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod database;
 
+mod anchors;
 mod app;
 mod attachment_store;
 mod credentials;

@@ -14,6 +14,7 @@ pub(crate) enum List {
     Documents = b'd' as isize,
     Members = b'm' as isize,
     Outbox = b'o' as isize,
+    Audit = b'a' as isize,
 }
 
 /// One page.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use harness::actors::{Actor, Member};
-use harness::app::{TestApp, files};
+use harness::app::TestApp;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
@@ -121,7 +121,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
         let mut connection = TcpStream::connect(app.node.address).await.expect("connect");
         connection.write_all(&upload[..6_000_000]).await.expect("half of it");
         let since = Instant::now();
-        while files(app.folder()) == before["files"] {
+        while app.kept_files() == before["files"] {
             assert!(since.elapsed() < Duration::from_secs(5), "the control: the upload never began");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -249,7 +249,7 @@ async fn control_the_audit_sees_what_does_not_balance() {
     let (document, _) = documents(&acme, &globex).await;
     acme.attach(&document, "a", b"abc").await.expect(201);
     assert_eq!(app.audit().await, [""; 0]);
-    let object = files(&app.config.data_dir)[0].clone();
+    let object = app.kept_files()[0].clone();
 
     let orphan = object.replace("/attachments/", "/attachments/9");
     std::fs::write(&orphan, "x").expect("planted");

@@ -1,6 +1,7 @@
 //! The example server, over real HTTP, on a database of its own. Each server audits its books when its test is over.
 
 mod attachments;
+mod audit;
 mod bad_input;
 mod documents;
 mod isolation;

@@ -135,8 +135,23 @@ fn operations(document: &Value) -> Vec<Operation> {
             let query = of("query");
             for name in &query {
                 assert!(
-                    ["limit", "cursor", "search", "status", "metric", "from", "to", "resolution", "format", "state"]
-                        .contains(&name.as_str()),
+                    [
+                        "state",
+                        "limit",
+                        "cursor",
+                        "search",
+                        "status",
+                        "metric",
+                        "from",
+                        "to",
+                        "resolution",
+                        "format",
+                        "action",
+                        "outcome",
+                        "since",
+                        "until"
+                    ]
+                    .contains(&name.as_str()),
                     "{path} has a parameter {name}: teach me what it names"
                 );
             }

@@ -14,6 +14,7 @@ use crate::app::Running;
 use crate::config::Config;
 use crate::database::Database;
 
+mod audit;
 mod doctor;
 mod isolation;
 mod tenant;
@@ -54,6 +55,9 @@ enum Verb {
     /// Look for ways in which a tenant could reach another's rows
     #[command(subcommand)]
     Isolation(isolation::Verb),
+    /// Verify the seals of the audit log
+    #[command(subcommand)]
+    Audit(audit::Verb),
     /// Print a token for development, signed with the HS256 secret
     Token(token::Token),
 }
@@ -85,6 +89,7 @@ async fn act(config: &Config, verb: Verb) -> Result<ExitCode> {
         Verb::Tenant(verb) => tenant::run(config, verb).await,
         Verb::Doctor { json } => doctor::run(config, json).await,
         Verb::Isolation(verb) => isolation::run(config, verb).await,
+        Verb::Audit(verb) => audit::run(config, verb).await,
         Verb::Token(token) => token::run(config, token).await,
     }
 }

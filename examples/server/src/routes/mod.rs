@@ -16,6 +16,7 @@ use crate::problem;
 use crate::standing::require_standing;
 
 mod attachments;
+mod audit;
 mod documents;
 mod mailbox;
 mod members;
@@ -65,6 +66,7 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/tenants/{tenant}/usage", quotas::usage),
         route(Method::GET, "/api/v1/outbox", outbox::list),
         route(Method::POST, "/api/v1/outbox/{message}/redeliver", outbox::redeliver),
+        route(Method::GET, "/api/v1/tenants/{tenant}/audit", audit::list),
     ]
 }
 
@@ -95,6 +97,7 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/members/{member}", members::show),
         route(Method::PATCH, "/api/v1/members/{member}", members::change),
         route(Method::DELETE, "/api/v1/members/{member}", members::remove),
+        route(Method::GET, "/api/v1/audit", audit::own),
     ]
 }
 

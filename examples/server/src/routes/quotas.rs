@@ -13,7 +13,7 @@ use tenancy_core::{Error, Result, Role, Tenant};
 use tenancy_sqlx::quota::{Point, QuotaState, Resolution};
 use tenancy_tower::axum::Problem;
 
-use super::tenants::{begin, find};
+use super::tenants::{begin_about, find};
 use crate::app::App;
 use crate::extract::{Caller, Json, NoQuery, Path, Query};
 use crate::plans::{entitle, plans};
@@ -29,7 +29,7 @@ pub(super) async fn list(
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<Quotas>, Problem> {
     let tenant = find(&app, &tenant).await?;
-    let items = begin(&app, "read a tenant's quotas").await?.quotas(tenant.id, app.now()).await?;
+    let items = begin_about(&app, &tenant, "read a tenant's quotas").await?.quotas(tenant.id, app.now()).await?;
     Ok(axum::Json(Quotas { items }))
 }
 
@@ -76,7 +76,7 @@ pub(super) async fn put(
     Json(body): Json<Wanted>,
 ) -> Result<axum::Json<Quotas>, Problem> {
     let tenant = find(&app, &tenant).await?;
-    let mut tx = begin(&app, "set a tenant's quotas").await?;
+    let mut tx = begin_about(&app, &tenant, "set a tenant's quotas").await?;
     for (at, wanted) in body.quotas.iter().enumerate() {
         let place = |error: Error| match error.field() {
             Some(field) => Error::invalid(format!("quotas[{at}].{field}"), error.message().to_owned()),
@@ -192,7 +192,7 @@ pub(super) async fn usage(
     let tenant = find(&app, &tenant).await?;
     let now = app.now();
     let asked = query.asked(now)?;
-    let mut tx = begin(&app, "read a tenant's usage").await?;
+    let mut tx = begin_about(&app, &tenant, "read a tenant's usage").await?;
     let items = tx.usage(tenant.id, asked.metric, asked.from, asked.to, asked.resolution).await?;
     let quotas = tx.quotas(tenant.id, now).await?;
     Ok(answer(asked, items, quotas))

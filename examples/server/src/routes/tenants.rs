@@ -119,7 +119,7 @@ pub(super) async fn change(
     change.flags = body.flags;
     let found = find(&app, &tenant).await?;
     let expected = expected(&preconditions, &found)?;
-    let mut tx = begin(&app, "change a tenant").await?;
+    let mut tx = begin_about(&app, &found, "change a tenant").await?;
     let tenant = tx.update_tenant(found.id, change, expected, app.now()).await?;
     if tenant.plan != found.plan {
         entitle(&mut tx, tenant.id, &tenant.plan).await?;
@@ -137,7 +137,7 @@ pub(super) async fn archive(
 ) -> Result<StatusCode, Problem> {
     let found = find(&app, &tenant).await?;
     let expected = expected(&preconditions, &found)?;
-    let mut tx = begin(&app, "archive a tenant").await?;
+    let mut tx = begin_about(&app, &found, "archive a tenant").await?;
     if status(&mut tx, &found).await? != TenantStatus::Archived {
         tx.update_tenant(found.id, TenantChange::status(TenantStatus::Archived), expected, app.now()).await?;
         commit(&app, tx).await?;
@@ -169,7 +169,7 @@ pub(super) async fn resume(
 /// Takes the tenant along one edge of its lifecycle; one that is there already stays as it is.
 async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &Preconditions, once: &Once) -> Result<Answer> {
     let found = find(app, tenant).await?;
-    let (mut tx, now) = (begin(app, "change a tenant's status").await?, app.now());
+    let (mut tx, now) = (begin_about(app, &found, "change a tenant's status").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
@@ -190,6 +190,11 @@ async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &P
 
 pub(super) async fn begin(app: &App, reason: &str) -> Result<SystemTx> {
     app.db.dangerous().on_behalf_of(operator::actor()?).begin_system(reason).await
+}
+
+/// [`begin`], for what is about one tenant: its admins see the access.
+pub(super) async fn begin_about(app: &App, tenant: &Tenant, reason: &str) -> Result<SystemTx> {
+    app.db.dangerous().on_behalf_of(operator::actor()?).about(tenant.id).begin_system(reason).await
 }
 
 /// Commits, and lets this node see it at once. If it can't, it will within the bound on staleness: the work is done either way.
