@@ -43,12 +43,26 @@ impl Dangerous {
         if reason.trim().is_empty() {
             return Err(Error::invalid("reason", "must say why every tenant's rows are needed"));
         }
+        let become_admin = self.become_admin();
+        let event = AuditEvent::new(self.actor.clone(), "system.access", reason);
+        let mut tx = self.begin_quietly().await?;
+        tx.audit(&event).await?;
+        tx.commit_and(&become_admin).await
+    }
+
+    fn become_admin(&self) -> String {
+        format!("BEGIN; SET LOCAL ROLE {}", self.db.inner().roles.admin())
+    }
+
+    /// [`begin_system`](Self::begin_system) without an audit event of its own: for the many transactions of an operation that was audited
+    /// when it was queued.
+    pub(crate) async fn begin_quietly(self) -> Result<SystemTx> {
         let inner = self.db.inner();
         let pool = inner
             .admin
             .as_ref()
             .ok_or_else(|| Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: give Options::with_admin_url"))?;
-        let become_admin = format!("BEGIN; SET LOCAL ROLE {}", inner.roles.admin());
+        let become_admin = self.become_admin();
         let lease = Lease::begin(pool, &become_admin, inner.scrub).await.map_err(|error| {
             if !is_denied(&error) {
                 return from_sqlx(error);
@@ -57,8 +71,6 @@ impl Dangerous {
             let message = format!("the administrative login can't become {admin}: GRANT {admin} TO it, or give another one");
             Error::new(ErrorKind::Misconfigured, message).with_source(error)
         })?;
-        let mut tx = Tx::new(lease, ForSystem(self.actor.clone()), false, inner.named_statements);
-        tx.audit(&AuditEvent::new(self.actor, "system.access", reason)).await?;
-        tx.commit_and(&become_admin).await
+        Ok(Tx::new(lease, ForSystem(self.actor), false, inner.named_statements))
     }
 }

@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+pub mod erase;
 pub mod isolation;
+pub mod operations;
 pub mod preflight;
 pub mod quota;
 pub mod schema;

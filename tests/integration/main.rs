@@ -6,6 +6,7 @@ mod api;
 mod cancel;
 mod catalog;
 mod checker;
+mod erase;
 mod guard;
 mod isolation;
 mod isolation_report;
