@@ -9,12 +9,14 @@ use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_sqlx::erase::Erase;
+use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, HostResolver};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument as _;
 
 use crate::attachment_store;
@@ -26,6 +28,15 @@ use crate::routes;
 
 /// How long requests in flight may take to finish when the server stops.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a node that has none looks for long work.
+const WORK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Does what operators have queued.
+pub(crate) fn worker(db: &TenantDb, objects: &TenantObjects, config: &Config) -> Result<Operations> {
+    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects(objects.clone());
+    Ok(Operations::new(db).with(Erase::KIND, erase))
+}
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -72,6 +83,8 @@ pub struct Running {
     drain_delay: Duration,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<std::io::Result<()>>,
+    /// Long work, until this is dropped: another node goes on.
+    work: JoinSet<()>,
     /// The embedded server runs for as long as this is held.
     _database: Database,
 }
@@ -123,6 +136,10 @@ impl Running {
             upload_timeout: config.upload_timeout,
             draining: AtomicBool::new(false),
         });
+        let mut work = JoinSet::new();
+        if database.has_admin() {
+            work.spawn(worker(&app.db, &app.objects, config)?.run(WORK_INTERVAL));
+        }
         let router = routes::router(&app, resolver, database.has_admin());
 
         let taken = |source| {
@@ -140,7 +157,7 @@ impl Running {
             let _ = stopped.await;
         });
         let serving = tokio::spawn(async move { serve.await });
-        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, _database: database })
+        Ok(Self { app, address, new_operator_token, notices, drain_delay: config.drain_delay, stop, serving, work, _database: database })
     }
 
     /// Where it listens.
@@ -165,12 +182,13 @@ impl Running {
     ///
     /// # Cancel safety
     /// A dropped future stops the server without waiting for anything.
-    pub async fn shutdown(self) -> Result<()> {
+    pub async fn shutdown(mut self) -> Result<()> {
         self.app.draining.store(true, Ordering::Release);
         tokio::time::sleep(self.drain_delay).await;
         let mut serving = self.serving;
         // The receiver is gone only if the server is.
         let _ = self.stop.send(());
+        self.work.abort_all();
         let done = tokio::time::timeout(SHUTDOWN_LIMIT, &mut serving).await;
         if done.is_err() {
             serving.abort();

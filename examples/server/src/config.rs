@@ -64,6 +64,9 @@ pub struct Config {
     /// How long /readyz says 503 before a stopping server takes no more connections
     #[arg(long, env = "TENANCY_DRAIN_DELAY", value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration, global = true)]
     pub drain_delay: Duration,
+    /// The secret that signs certificates of erasure, at least 32 bytes: the same one on every node. Absent: one in the data folder
+    #[arg(long, env = "TENANCY_CERTIFICATE_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
+    pub certificate_key: Option<Secret>,
 }
 
 impl Default for Config {

@@ -14,7 +14,9 @@ use crate::app::Running;
 use crate::config::Config;
 use crate::database::Database;
 
+mod certificate;
 mod doctor;
+mod erase;
 mod isolation;
 mod tenant;
 mod token;
@@ -42,7 +44,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Create, list, show, suspend and resume tenants
+    /// Create, list, show, suspend, resume, archive and erase tenants
     #[command(subcommand)]
     Tenant(tenant::Verb),
     /// Check the set-up: database, schema, privileges, object store, keys
@@ -56,6 +58,9 @@ enum Verb {
     Isolation(isolation::Verb),
     /// Print a token for development, signed with the HS256 secret
     Token(token::Token),
+    /// Verify certificates of erasure
+    #[command(subcommand)]
+    Certificate(certificate::Verb),
 }
 
 /// Runs the verb of the command line. Errors are printed once, on stderr.
@@ -86,6 +91,7 @@ async fn act(config: &Config, verb: Verb) -> Result<ExitCode> {
         Verb::Doctor { json } => doctor::run(config, json).await,
         Verb::Isolation(verb) => isolation::run(config, verb).await,
         Verb::Token(token) => token::run(config, token).await,
+        Verb::Certificate(verb) => certificate::run(config, verb),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::problem;
 
 mod attachments;
 mod documents;
+mod lifecycle;
 mod metrics;
 mod open;
 mod projects;
@@ -59,6 +60,9 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/tenants/{tenant}/quotas", quotas::list),
         route(Method::PUT, "/api/v1/tenants/{tenant}/quotas", quotas::put),
         route(Method::GET, "/api/v1/tenants/{tenant}/usage", quotas::usage),
+        route(Method::POST, "/api/v1/tenants/{tenant}/erase", lifecycle::erase),
+        route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
+        route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
     ]
 }
 
