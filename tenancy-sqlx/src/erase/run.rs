@@ -187,9 +187,12 @@ impl Erase {
 /// The transactions that are open in this database, and prepared ones: but this one.
 async fn open_transactions(tx: &mut SystemTx) -> Result<BTreeSet<String>> {
     let open = sqlx::query_scalar(
-        "select l.virtualxid from pg_locks l join pg_stat_activity a on a.pid = l.pid
+        // Not pg_stat_activity, which an administrator may have closed: it shows others' statements.
+        "select l.virtualxid from pg_locks l
+           join (select pg_stat_get_backend_pid(b) as pid, pg_stat_get_backend_dbid(b) as db, pg_stat_get_backend_userid(b) as login
+                   from pg_stat_get_backend_idset() b) a on a.pid = l.pid
           where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
-            and a.usesysid is not null and a.datid = (select oid from pg_database where datname = current_database())
+            and a.login <> 0 and a.db = (select oid from pg_database where datname = current_database())
          union all select 'prepared ' || p.transaction from pg_prepared_xacts p where p.database = current_database()",
     );
     Ok(open.fetch_all(tx).await.map_err(from_sqlx)?.into_iter().collect())

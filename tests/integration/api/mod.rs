@@ -4,6 +4,7 @@ mod attachments;
 mod bad_input;
 mod documents;
 mod isolation;
+mod lifecycle;
 mod operations;
 mod oracle;
 mod projects;

@@ -506,7 +506,11 @@ async fn other_tenants_are_tenants_that_never_were() {
         }
     };
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
-        assert!(operation.parameters.iter().all(|parameter| parameter == "tenant" || parameter == "operation"), "{}: teach me what it names", operation.called());
+        assert!(
+            operation.parameters.iter().all(|parameter| parameter == "tenant" || parameter == "operation"),
+            "{}: teach me what it names",
+            operation.called()
+        );
         let called = operation.called();
         for (way, put) in ways(Some(operation)) {
             let put = |name: &&str| put(acme.ask(&operation.method, &operation.target(&[name])));
