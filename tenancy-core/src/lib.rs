@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod clock;
 pub mod context;
+pub mod erase;
 pub mod error;
 pub mod id;
 pub mod member;

@@ -119,6 +119,10 @@ impl CatalogCache {
         Ok(())
     }
 
+    pub(crate) const fn max_staleness(&self) -> Duration {
+        self.max_staleness
+    }
+
     fn is_fresh(&self) -> bool {
         let fresh_at = Duration::from_micros(self.fresh_at.load(Ordering::Acquire));
         !fresh_at.is_zero() && self.started.elapsed().saturating_sub(fresh_at) <= self.max_staleness
@@ -382,6 +386,22 @@ impl SystemTx {
         Ok(after)
     }
 
+    /// Leaves a tombstone of the tenant: an id and two dates.
+    pub(crate) async fn bury_tenant(&mut self, id: TenantId, detail: serde_json::Value, now: chrono::DateTime<chrono::Utc>) -> Result<()> {
+        let version: i64 = sqlx::query_scalar(
+            "update tenancy.tenants set status = 'erased', slug = 'erased-' || replace(id::text, '-', ''), name = 'erased', branding = '{}', flags = '{}',
+                    updated_at = $2, version = version + 1
+              where id = $1 returning version",
+        )
+        .bind(id.as_uuid())
+        .bind(chrono::SubsecRound::trunc_subsecs(now, 6))
+        .fetch_one(&mut *self)
+        .await
+        .map_err(from_sqlx)?;
+        let detail = serde_json::json!({ "version": version, "status": TenantStatus::Erased, "erased": detail });
+        self.audit(&AuditEvent::new(self.actor().clone(), "tenant.erase", id.to_string()).with_tenant(id).with_detail(detail)).await
+    }
+
     async fn insert_tenant(&mut self, tenant: &Tenant) -> Result<()> {
         let query = format!("insert into tenancy.tenants ({COLUMNS}) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)");
         sqlx::query(AssertSqlSafe(query))
@@ -445,6 +465,9 @@ fn slug_taken(error: sqlx::Error) -> Error {
     match error.as_database_error().and_then(|db| db.constraint()) {
         Some("tenants_slug_key") => Error::new(ErrorKind::Conflict, "the slug is taken: choose another").with_source(error),
         Some("tenants_pkey") => Error::new(ErrorKind::Conflict, "the id is taken").with_source(error),
+        _ if error.as_database_error().is_some_and(|db| db.code().as_deref() == Some("55006")) => {
+            Error::new(ErrorKind::Conflict, "the tenant is being erased").with_source(error)
+        }
         _ => from_sqlx(error),
     }
 }

@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audit;
+pub mod erase;
 pub mod isolation;
+pub mod operations;
 pub mod outbox;
 pub mod preflight;
 pub mod quota;

@@ -9,13 +9,15 @@ use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_sqlx::erase::Erase;
+use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, HostResolver};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument as _;
 
 use crate::anchors::Sealing;
@@ -32,6 +34,14 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long messages under way may take to be delivered then.
 const WORKER_LIMIT: Duration = Duration::from_secs(5);
+/// How often a node that has none looks for long work.
+const WORK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Does what operators have queued.
+pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, config: &Config) -> Result<Operations> {
+    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects(objects.clone());
+    Ok(Operations::new(db).with(Erase::KIND, erase))
+}
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -85,6 +95,8 @@ pub struct Running {
     worker: Option<Worker>,
     /// The audit log is sealed for as long as this is held.
     _sealing: Option<Sealing>,
+    /// Long work, until this is dropped: another node goes on.
+    work: JoinSet<()>,
     /// The embedded server runs for as long as this is held.
     _database: Database,
 }
@@ -147,6 +159,10 @@ impl Running {
             draining: AtomicBool::new(false),
         });
         let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
+        let mut work = JoinSet::new();
+        if database.has_admin() {
+            work.spawn(operations(&app.db, &app.objects, config)?.run(WORK_INTERVAL));
+        }
         let router = routes::router(&app, resolver, database.has_admin());
         let listener = listener.tap_io(|connection| {
             // Answers are small: waiting for more to send only delays them.
@@ -167,6 +183,7 @@ impl Running {
             stop,
             serving,
             worker,
+            work,
             _sealing: sealing,
             _database: database,
         })
@@ -194,12 +211,13 @@ impl Running {
     ///
     /// # Cancel safety
     /// A dropped future stops the server without waiting for anything.
-    pub async fn shutdown(self) -> Result<()> {
+    pub async fn shutdown(mut self) -> Result<()> {
         self.app.draining.store(true, Ordering::Release);
         tokio::time::sleep(self.drain_delay).await;
         let mut serving = self.serving;
         // The receiver is gone only if the server is.
         let _ = self.stop.send(());
+        self.work.abort_all();
         let done = tokio::time::timeout(SHUTDOWN_LIMIT, &mut serving).await;
         if done.is_err() {
             serving.abort();

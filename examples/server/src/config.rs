@@ -74,6 +74,9 @@ pub struct Config {
     /// The sender of mail
     #[arg(long, env = "TENANCY_MAIL_FROM", value_name = "ADDRESS", default_value = "no-reply@localhost", global = true)]
     pub mail_from: String,
+    /// The secret that signs certificates of erasure, at least 32 bytes: the same one on every node. Absent: one in the data folder
+    #[arg(long, env = "TENANCY_CERTIFICATE_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
+    pub certificate_key: Option<Secret>,
 }
 
 impl Default for Config {

@@ -223,6 +223,11 @@ impl Answer {
     pub(crate) fn created(body: &impl Serialize, etag: String, location: String) -> Result<Self> {
         Ok(Self { status: StatusCode::CREATED, location: Some(location), ..Self::ok(body, etag)? })
     }
+
+    /// 202, for work whose progress is at `location`.
+    pub(crate) fn accepted(body: &impl Serialize, location: String) -> Result<Self> {
+        Ok(Self { status: StatusCode::ACCEPTED, location: Some(location), etag: None, ..Self::ok(body, String::new())? })
+    }
 }
 
 impl IntoResponse for Answer {

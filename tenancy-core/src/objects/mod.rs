@@ -65,6 +65,7 @@ use self::error::{Access, STORE};
 use self::path::{Encoded, MAX_ROOT_LEN};
 use crate::{Error, ErrorKind, Result, TenantContext, TenantId};
 
+mod erase;
 mod error;
 mod path;
 
@@ -129,7 +130,10 @@ impl TenantObjects {
     /// # Errors
     /// What the function given to [`bucketed`](Self::bucketed) says; none for a [`prefixed`](Self::prefixed) store.
     pub fn scope(&self, cx: &TenantContext) -> Result<TenantStore> {
-        let tenant_id = cx.tenant_id();
+        self.of(cx.tenant_id())
+    }
+
+    fn of(&self, tenant_id: TenantId) -> Result<TenantStore> {
         let (inner, prefix) = match &self.placement {
             Placement::Prefixed { store, root } => (Arc::clone(store), root.clone().join(tenant_id.to_string())),
             Placement::Bucketed(buckets) => (buckets.get(tenant_id)?, Path::ROOT),

@@ -5,6 +5,7 @@ mod audit;
 mod bad_input;
 mod documents;
 mod isolation;
+mod lifecycle;
 mod members;
 mod operations;
 mod oracle;

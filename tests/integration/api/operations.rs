@@ -87,6 +87,12 @@ async fn dead_message(app: &TestApp) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&mut app.db_eye().await).await.expect("a message")
 }
 
+/// Long work on the tenant.
+async fn operation(app: &TestApp, tenant: &str) -> String {
+    let sql = "insert into tenancy.operations (tenant_id, kind, state, created_by) values ($1::uuid, 'erase', 'failed', 'a test') returning id::text";
+    sqlx::query_scalar(sql).bind(tenant).fetch_one(&mut app.db_eye().await).await.expect("an operation")
+}
+
 /// A request for an operation of the document, with names of things that are there and are nobody else's.
 async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usize) -> Ask {
     let owner = app.tenant(&format!("tenant-{n}")).await;
@@ -97,6 +103,7 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let names =
         [("{tenant}", owner.tenant.as_str()), ("{project}", &project), ("{document}", &document), ("{name}", "a"), ("{member}", &member)];
     let target = names.iter().fold(path.to_owned(), |target, (name, value)| target.replace(name, value));
+    let target = if target.contains("{operation}") { target.replace("{operation}", &operation(app, &owner.tenant).await) } else { target };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     if security == &json!([]) {
         app.stranger().ask(method, &target)

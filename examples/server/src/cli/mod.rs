@@ -15,7 +15,9 @@ use crate::config::Config;
 use crate::database::Database;
 
 mod audit;
+mod certificate;
 mod doctor;
+mod erase;
 mod isolation;
 mod tenant;
 mod token;
@@ -43,7 +45,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Create, list, show, suspend and resume tenants
+    /// Create, list, show, suspend, resume, archive and erase tenants
     #[command(subcommand)]
     Tenant(tenant::Verb),
     /// Check the set-up: database, schema, privileges, object store, keys
@@ -60,6 +62,9 @@ enum Verb {
     Audit(audit::Verb),
     /// Print a token for development, signed with the HS256 secret
     Token(token::Token),
+    /// Verify certificates of erasure
+    #[command(subcommand)]
+    Certificate(certificate::Verb),
 }
 
 /// Runs the verb of the command line. Errors are printed once, on stderr.
@@ -91,6 +96,7 @@ async fn act(config: &Config, verb: Verb) -> Result<ExitCode> {
         Verb::Isolation(verb) => isolation::run(config, verb).await,
         Verb::Audit(verb) => audit::run(config, verb).await,
         Verb::Token(token) => token::run(config, token).await,
+        Verb::Certificate(verb) => certificate::run(config, verb),
     }
 }
 

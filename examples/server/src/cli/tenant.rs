@@ -10,7 +10,7 @@ use tenancy_core::{
 };
 use tenancy_sqlx::{PgCatalog, TenantDb};
 
-use super::say;
+use super::{erase, say};
 use crate::config::Config;
 use crate::database::Database;
 use crate::plans::entitle;
@@ -65,6 +65,28 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Archive a tenant: it is refused everywhere, nothing is removed, and it may be erased
+    Archive {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Erase an archived tenant: its rows and objects are gone for good
+    Erase {
+        /// Slug or id
+        tenant: TenantHint,
+        /// The tenant's slug, once more
+        #[arg(long)]
+        confirm: TenantSlug,
+        /// Why, for the certificate
+        #[arg(long, default_value = "asked for on the command line")]
+        reason: String,
+        /// Print JSON: the operation, whose `result` is the signed certificate
+        #[arg(long)]
+        json: bool,
+    },
     /// Let a suspended tenant be served again
     Resume {
         /// Slug or id
@@ -84,6 +106,9 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
         database.migrate().await?;
     }
     let db = database.open(config).await?;
+    if let Verb::Erase { tenant, confirm, reason, json } = verb {
+        return erase::run(config, &db, &tenant, &confirm, &reason, json).await;
+    }
     act(&db, verb).await
 }
 
@@ -114,13 +139,15 @@ async fn act(db: &TenantDb, verb: Verb) -> Result<ExitCode> {
             }
         }
         Verb::Show { tenant, json } => print(&*find(catalog, &tenant).await?, json)?,
+        Verb::Erase { .. } => {}
+        Verb::Archive { tenant, json } => go_to(catalog, &tenant, TenantStatus::Archived, &by, json).await?,
         Verb::Suspend { tenant, json } => go_to(catalog, &tenant, TenantStatus::Suspended, &by, json).await?,
         Verb::Resume { tenant, json } => go_to(catalog, &tenant, TenantStatus::Active, &by, json).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn find(catalog: &PgCatalog, hint: &TenantHint) -> Result<std::sync::Arc<Tenant>> {
+pub(super) async fn find(catalog: &PgCatalog, hint: &TenantHint) -> Result<std::sync::Arc<Tenant>> {
     catalog.find(hint).await?.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no tenant {hint}")))
 }
 

@@ -18,6 +18,7 @@ use crate::standing::require_standing;
 mod attachments;
 mod audit;
 mod documents;
+mod lifecycle;
 mod mailbox;
 mod members;
 mod metrics;
@@ -67,6 +68,9 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/outbox", outbox::list),
         route(Method::POST, "/api/v1/outbox/{message}/redeliver", outbox::redeliver),
         route(Method::GET, "/api/v1/tenants/{tenant}/audit", audit::list),
+        route(Method::POST, "/api/v1/tenants/{tenant}/erase", lifecycle::erase),
+        route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
+        route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
     ]
 }
 

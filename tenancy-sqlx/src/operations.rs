@@ -1,0 +1,368 @@
+//! Long work on tenants: kept in a table, done by whichever node claims it, and gone on with by another one if that node dies.
+//!
+//! A [`Handler`] does the work of one kind. It works in steps: what came of a finished one is kept, so that a rerun skips it. Its
+//! transactions are [fenced](Progress::begin): a node that was given up can't commit one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{FromRow, Row};
+use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result, TenantId};
+use uuid::Uuid;
+
+use crate::dangerous::begin_admin;
+use crate::db::TenantDb;
+use crate::error::from_sqlx;
+use crate::tx::SystemTx;
+
+/// For how long a claim holds without being renewed, in seconds, unless [said](Operations::with_lease).
+const LEASE: Duration = Duration::from_secs(15);
+
+/// One piece of long work, as its row says.
+#[derive(Debug, Clone, PartialEq, Serialize, FromRow)]
+#[non_exhaustive]
+pub struct Operation {
+    /// Which one.
+    pub id: Uuid,
+    /// On which tenant.
+    pub tenant_id: Uuid,
+    /// What is done: `erase`.
+    pub kind: String,
+    /// `queued`, `running`, `done` or `failed`.
+    pub state: String,
+    /// What it is at, in a few words.
+    pub step: String,
+    /// How much of the step is done, in `unit`s.
+    pub done: i64,
+    /// How much there is to do, if that is known.
+    pub total: Option<i64>,
+    /// What is counted: `rows`, `objects`.
+    pub unit: String,
+    /// What it was asked to do.
+    pub input: Value,
+    /// What came of it.
+    pub result: Option<Value>,
+    /// Why it failed, or why the last attempt did.
+    pub error: Option<String>,
+    /// Who asked for it.
+    pub created_by: String,
+    /// The request that asked for it.
+    pub request_id: Option<Uuid>,
+    /// How often a node took it up.
+    pub attempts: i64,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When its row last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+const COLUMNS: &str =
+    "id, tenant_id, kind, state, step, done, total, unit, input, result, error, created_by, request_id, attempts, created_at, updated_at";
+
+/// Does the work of one kind of operation.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Does the work, or goes on with it: it may have been stopped at any point, on any node. Gives the operation's result.
+    ///
+    /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later; any other one ends it.
+    async fn run(&self, operation: &Operation, progress: &Progress) -> Result<Value>;
+}
+
+impl SystemTx {
+    /// Queues an operation of `kind` on a tenant, with its audit event. A tenant has one at a time.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict) if another one on this tenant is not done.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn queue_operation(&mut self, tenant: TenantId, kind: &str, input: Value, request_id: Option<Uuid>) -> Result<Operation> {
+        let by = self.actor().clone();
+        let query = format!(
+            "insert into tenancy.operations (tenant_id, kind, input, created_by, request_id) values ($1, $2, $3, $4, $5) returning {COLUMNS}"
+        );
+        let queued: Operation = sqlx::query_as(sqlx::AssertSqlSafe(query))
+            .bind(tenant.as_uuid())
+            .bind(kind)
+            .bind(Json(&input))
+            .bind(by.to_string())
+            .bind(request_id)
+            .fetch_one(&mut *self)
+            .await
+            .map_err(|error| match error.as_database_error().and_then(|db| db.constraint()) {
+                Some("operations_one_idx") => {
+                    Error::new(ErrorKind::Conflict, "another operation on this tenant is not done yet").with_source(error)
+                }
+                _ => from_sqlx(error),
+            })?;
+        let detail = serde_json::json!({ "kind": kind, "input": input });
+        self.audit(&AuditEvent::new(by, "operation.queue", queued.id.to_string()).with_tenant(tenant).with_detail(detail)).await?;
+        Ok(queued)
+    }
+
+    /// The operation with this id.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn operation(&mut self, id: Uuid) -> Result<Operation> {
+        let query = format!("select {COLUMNS} from tenancy.operations where id = $1");
+        sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(id).fetch_one(self).await.map_err(from_sqlx)
+    }
+
+    /// The latest operations on a tenant, the newest first: at most a hundred.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn operations(&mut self, tenant: TenantId) -> Result<Vec<Operation>> {
+        let query = format!("select {COLUMNS} from tenancy.operations where tenant_id = $1 order by created_at desc, id limit 100");
+        sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(tenant.as_uuid()).fetch_all(self).await.map_err(from_sqlx)
+    }
+}
+
+/// The worker of a node.
+#[derive(Clone)]
+pub struct Operations {
+    db: TenantDb,
+    handlers: BTreeMap<&'static str, Arc<dyn Handler>>,
+    lease: Duration,
+}
+
+impl fmt::Debug for Operations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operations").field("kinds", &self.handlers.keys()).field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+impl Operations {
+    /// A worker that can do nothing yet. `db` needs [administrative credentials](crate::Options::with_admin_url).
+    pub fn new(db: &TenantDb) -> Self {
+        Self { db: db.clone(), handlers: BTreeMap::new(), lease: LEASE }
+    }
+
+    /// It does operations of this kind.
+    #[must_use]
+    pub fn with(mut self, kind: &'static str, handler: impl Handler) -> Self {
+        self.handlers.insert(kind, Arc::new(handler));
+        self
+    }
+
+    /// For how long a claim holds without being renewed, which happens three times as often: 15 s unless said. So long may the work of a
+    /// node that died stand still.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.max(Duration::from_millis(300));
+        self
+    }
+
+    /// Looks for work once per `interval`, and does it, until the future is dropped.
+    ///
+    /// # Cancel safety
+    /// Safe: another node, or a later call, goes on.
+    pub async fn run(self, interval: Duration) {
+        loop {
+            match self.run_next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => tokio::time::sleep(interval).await,
+                Err(error) => {
+                    tracing::error!(?error, "an operation was not done");
+                    tokio::time::sleep(interval).await;
+                }
+            }
+        }
+    }
+
+    /// Claims one operation that waits, or whose node was given up, and does it. Gives its id, if there was one.
+    ///
+    /// # Errors
+    /// [`Misconfigured`](ErrorKind::Misconfigured) without administrative credentials; [`Unavailable`](ErrorKind::Unavailable). What the
+    /// work itself fails with is in its row.
+    ///
+    /// # Cancel safety
+    /// Safe: it is gone on with when the claim has run out.
+    pub async fn run_next(&self) -> Result<Option<Uuid>> {
+        let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
+        let query = format!(
+            "update tenancy.operations set state = 'running', attempts = attempts + 1, claimed_until = clock_timestamp() + $2 * interval '1 second', updated_at = clock_timestamp()
+              where id = (select id from tenancy.operations
+                           where state in ('queued', 'running') and kind = any($1) and (claimed_until is null or claimed_until < clock_timestamp())
+                           order by created_at limit 1 for update skip locked)
+              returning {COLUMNS}"
+        );
+        let kinds: Vec<&str> = self.handlers.keys().copied().collect();
+        let claimed: Option<Operation> = sqlx::query_as(sqlx::AssertSqlSafe(query))
+            .bind(kinds)
+            .bind(self.lease.as_secs_f64())
+            .fetch_optional(&mut tx)
+            .await
+            .map_err(from_sqlx)?;
+        tx.commit().await?;
+        let Some(operation) = claimed else { return Ok(None) };
+        let Some(handler) = self.handlers.get(operation.kind.as_str()) else { return Ok(None) };
+        let progress = Progress { db: self.db.clone(), id: operation.id, attempt: operation.attempts };
+        let outcome = tokio::select! {
+            outcome = handler.run(&operation, &progress) => outcome,
+            lost = self.keep(&progress) => return Err(lost),
+        };
+        progress.end(outcome).await?;
+        Ok(Some(operation.id))
+    }
+
+    /// Renews the claim until it is lost.
+    async fn keep(&self, progress: &Progress) -> Error {
+        let mut renewed = tokio::time::Instant::now();
+        loop {
+            tokio::time::sleep(self.lease / 3).await;
+            let asked = tokio::time::Instant::now();
+            match tokio::time::timeout(self.lease / 3, progress.renew(self.lease)).await {
+                Ok(Ok(())) => renewed = asked,
+                Ok(Err(error)) if error.kind() == ErrorKind::Conflict => return error,
+                _ if renewed.elapsed() > self.lease => return lost(),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// How a handler tells what it does, and how it writes.
+#[derive(Debug)]
+pub struct Progress {
+    db: TenantDb,
+    id: Uuid,
+    attempt: i64,
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Conflict, "another node has taken this operation over")
+}
+
+impl Progress {
+    /// Begins a transaction across tenants that can be committed only while the operation is this node's: nobody else can claim it
+    /// before the transaction ends. Keep it short: the claim is not renewed meanwhile.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict) if another node has taken the operation over; [`Unavailable`](ErrorKind::Unavailable).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn begin(&self) -> Result<SystemTx> {
+        let mut tx = self.read().await?;
+        let mine = sqlx::query("select from tenancy.operations where id = $1 and attempts = $2 and state = 'running' for update");
+        match mine.bind(self.id).bind(self.attempt).fetch_optional(&mut tx).await.map_err(from_sqlx)? {
+            Some(_) => Ok(tx),
+            None => Err(lost()),
+        }
+    }
+
+    /// Begins a transaction across tenants for reading, which is not fenced.
+    ///
+    /// # Errors
+    /// [`Unavailable`](ErrorKind::Unavailable).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn read(&self) -> Result<SystemTx> {
+        begin_admin(self.db.inner(), Actor::System).await
+    }
+
+    /// Says what is being done.
+    ///
+    /// # Errors
+    /// Those of [`begin`](Progress::begin).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn at(&self, step: &str, done: u64, total: Option<u64>, unit: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        self.tell(&mut tx, step, done, total, unit).await?;
+        tx.commit().await
+    }
+
+    /// [`at`](Progress::at), as part of a transaction.
+    pub(crate) async fn tell(&self, tx: &mut SystemTx, step: &str, done: u64, total: Option<u64>, unit: &str) -> Result<()> {
+        let query =
+            "update tenancy.operations set step = $2, done = $3, total = $4, unit = $5, updated_at = clock_timestamp() where id = $1";
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let query = sqlx::query(query).bind(self.id).bind(step).bind(number(done)).bind(total.map(number)).bind(unit);
+        query.execute(tx).await.map(drop).map_err(from_sqlx)
+    }
+
+    /// What came of the step `name`, if it was finished.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn finished(&self, name: &str) -> Result<Option<Value>> {
+        self.finished_in(&mut self.read().await?, name).await
+    }
+
+    /// [`finished`](Progress::finished), as part of a transaction.
+    pub(crate) async fn finished_in(&self, tx: &mut SystemTx, name: &str) -> Result<Option<Value>> {
+        let row = sqlx::query("select steps -> $2 from tenancy.operations where id = $1").bind(self.id).bind(name);
+        row.fetch_one(tx).await.and_then(|row| row.try_get(0)).map_err(from_sqlx)
+    }
+
+    /// Keeps what came of the step `name`, as part of a transaction from [`begin`](Progress::begin).
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn finish(&self, tx: &mut SystemTx, name: &str, output: &Value) -> Result<()> {
+        let query = "update tenancy.operations set steps = steps || jsonb_build_object($2, $3::jsonb), updated_at = clock_timestamp() where id = $1";
+        sqlx::query(query).bind(self.id).bind(name).bind(Json(output)).execute(tx).await.map(drop).map_err(from_sqlx)
+    }
+
+    /// Ends the operation, as part of a transaction from [`begin`](Progress::begin): for work whose last write and end must be one.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn done(&self, tx: &mut SystemTx, result: &Value) -> Result<()> {
+        let query = "update tenancy.operations set state = 'done', result = $2, error = null, claimed_until = null, updated_at = clock_timestamp() where id = $1";
+        sqlx::query(query).bind(self.id).bind(Json(result)).execute(tx).await.map(drop).map_err(from_sqlx)
+    }
+
+    async fn renew(&self, lease: Duration) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let query = "update tenancy.operations set claimed_until = clock_timestamp() + $2 * interval '1 second' where id = $1";
+        sqlx::query(query).bind(self.id).bind(lease.as_secs_f64()).execute(&mut tx).await.map_err(from_sqlx)?;
+        tx.commit().await
+    }
+
+    async fn end(&self, outcome: Result<Value>) -> Result<()> {
+        let mut tx = match self.begin().await {
+            Ok(tx) => tx,
+            Err(error) if error.kind() == ErrorKind::Conflict => return Ok(()), // its own last step has ended it, or it is another node's
+            Err(error) => return Err(error),
+        };
+        match outcome {
+            Ok(result) => self.done(&mut tx, &result).await?,
+            Err(error) => {
+                let again = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Retry | ErrorKind::OutcomeUnknown);
+                tracing::warn!(operation = %self.id, again, ?error, "an operation failed");
+                let query = "update tenancy.operations set error = $2, state = case when $3 then state else 'failed' end,
+                                claimed_until = case when $3 then clock_timestamp() + interval '5 seconds' end, updated_at = clock_timestamp() where id = $1";
+                sqlx::query(query).bind(self.id).bind(error.to_string()).bind(again).execute(&mut tx).await.map_err(from_sqlx)?;
+            }
+        }
+        tx.commit().await
+    }
+}
