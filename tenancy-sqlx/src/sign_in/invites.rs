@@ -212,7 +212,7 @@ async fn insert<S: Send + fmt::Debug>(
     let sql = format!(
         "insert into tenancy.invites as i (tenant_id, id, token_sha256, email, name, role, scopes, created_at, expires_at)
            values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-         on conflict (tenant_id, email) do update set id = excluded.id, token_sha256 = excluded.token_sha256, name = excluded.name,
+         on conflict (tenant_id, email) do update set id = excluded.id, token_sha256 = $3, name = excluded.name,
            role = excluded.role, scopes = excluded.scopes, created_at = excluded.created_at, expires_at = excluded.expires_at
           where i.expires_at <= excluded.created_at returning {COLUMNS}"
     );
