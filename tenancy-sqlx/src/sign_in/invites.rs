@@ -50,7 +50,7 @@ impl TenantTx {
     pub async fn invite(&mut self, by: &TenantContext, new: &NewInvite, now: DateTime<Utc>) -> Result<Invite> {
         self.same_tenant(by)?;
         new.permit(by.principal())?;
-        let (tenant, token) = (self.tenant_id(), Token::new()?);
+        let (tenant, token) = (self.tenant_id(), Token::new("")?);
         let invite = insert(self, tenant, new, &token, now).await?;
         let message = self.message(by, &invite, &new.link, &token).await?;
         self.post(&message).await?;
@@ -88,7 +88,7 @@ impl TenantTx {
     ) -> Result<Invite> {
         check_ttl(ttl)?;
         self.lock_invite(by, id).await?;
-        let token = Token::new()?;
+        let token = Token::new("")?;
         let sql =
             format!("update tenancy.invites set token_sha256 = $3, expires_at = $4 where tenant_id = $1 and id = $2 returning {COLUMNS}");
         let query = sqlx::query_as(AssertSqlSafe(sql)).bind(self.tenant_id().as_uuid()).bind(id);
@@ -128,7 +128,7 @@ impl TenantTx {
     /// # Security
     /// Upholds I22. Whoever acts is the new member: the token is all that they prove.
     pub async fn accept_invite(&mut self, token: &str) -> Result<Member> {
-        let token = Token::parse(token).ok_or_else(no_good)?;
+        let token = Token::parse("", token).ok_or_else(no_good)?;
         let mut part = self.savepoint().await?;
         let query = sqlx::query("select id, email, name, role, scopes from tenancy.invite_take($1)").bind(token.sha256().to_vec());
         let row = query.fetch_optional(&mut *part).await.map_err(from_sqlx)?.ok_or_else(no_good)?;
@@ -189,7 +189,7 @@ impl SystemTx {
             TenantStatus::Archived => return Err(Error::new(ErrorKind::Conflict, "the tenant is archived")),
             _ => {}
         }
-        let token = Token::new()?;
+        let token = Token::new("")?;
         let invite = insert(self, tenant, new, &token, now).await?;
         self.post(Some(tenant), &message(&invite, &new.link, &token, None)?).await?;
         self.audit(&event(self.actor().clone(), "invite.send", &invite).with_tenant(tenant)).await?;

@@ -8,7 +8,7 @@ use rand::TryRngCore as _;
 use sha2::{Digest as _, Sha256};
 use tenancy_core::{Error, ErrorKind, Result};
 
-/// 256 random bits as text: 43 characters of base64url. Only its SHA-256 is stored, so that it can be had once, where it is made.
+/// 256 random bits as text: 43 characters of base64url, after a prefix that says what they are for. Only its SHA-256 is stored, so that it can be had once, where it is made.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(Box<str>);
 
@@ -16,17 +16,18 @@ impl Token {
     const LEN: usize = 43;
 
     /// A new one.
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(prefix: &str) -> Result<Self> {
         let mut bytes = [0; 32];
         let none = |source| Error::new(ErrorKind::Unavailable, "the system has no random numbers").with_source(source);
         rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(none)?;
-        Ok(Self(URL_SAFE_NO_PAD.encode(bytes).into()))
+        Ok(Self(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)).into()))
     }
 
     /// A token that somebody presents, if it can be one.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(prefix: &str, text: &str) -> Option<Self> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        (text.len() == Self::LEN && text.bytes().all(plain)).then(|| Self(text.into()))
+        let random = text.strip_prefix(prefix)?;
+        (random.len() == Self::LEN && random.bytes().all(plain)).then(|| Self(text.into()))
     }
 
     /// The text, for whoever it is for.
@@ -58,13 +59,14 @@ mod tests {
 
     #[test]
     fn a_token_is_random_and_is_not_printed() {
-        let (one, other) = (Token::new().expect("random"), Token::new().expect("random"));
+        let (one, other) = (Token::new("").expect("random"), Token::new("").expect("random"));
         assert!(one != other && one.sha256() != other.sha256() && format!("{one:?}") == "Token");
-        assert_eq!(Token::parse(one.expose()), Some(one.clone()));
+        assert_eq!(Token::parse("", one.expose()), Some(one.clone()));
         assert_eq!(one.literal().len(), "'\\x'::bytea".len() + 64);
+        assert!(Token::parse("tnt_", one.expose()).is_none() && Token::parse("tnt_", &format!("tnt_{}", one.expose())).is_some());
         let with = |c: &str| format!("{}{c}", &one.expose()[1..]);
         for bad in ["", &one.expose()[1..], &with("'"), &with("="), &with(" "), &format!("{}x", one.expose())] {
-            assert_eq!(Token::parse(bad), None, "{bad}");
+            assert_eq!(Token::parse("", bad), None, "{bad}");
         }
     }
 }
