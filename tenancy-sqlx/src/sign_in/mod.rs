@@ -171,6 +171,6 @@ fn signed_in(row: &PgRow, with: Credential, role: Role, scopes: BTreeSet<String>
 }
 
 /// The one answer to every link that is no good, whatever is wrong with it.
-pub(crate) fn no_good() -> Error {
+pub fn no_good() -> Error {
     Error::new(ErrorKind::NotFound, "this link is not valid: it was used, has expired, or never was one")
 }
