@@ -224,9 +224,9 @@ impl Answer {
         Ok(Self { status: StatusCode::CREATED, location: Some(location), ..Self::ok(body, etag)? })
     }
 
-    /// 201, for what has no address of its own.
-    pub(crate) fn made(body: &impl Serialize) -> Result<Self> {
-        Ok(Self { status: StatusCode::CREATED, ..Self::plain(body)? })
+    /// 201, for what is at `location` now and has no version.
+    pub(crate) fn made(body: &impl Serialize, location: String) -> Result<Self> {
+        Ok(Self { etag: None, ..Self::created(body, String::new(), location)? })
     }
 
     /// 202, for work whose progress is at `location`.

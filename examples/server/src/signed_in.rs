@@ -102,10 +102,10 @@ mod tests {
 
     #[test]
     fn one_cookie_of_our_name_and_one_header() {
-        let with = |name, values: &[&str]| {
+        let with = |name: axum::http::HeaderName, values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
-                headers.append(name, value.parse().expect("a header"));
+                headers.append(name.clone(), value.parse().expect("a header"));
             }
             headers
         };
@@ -120,6 +120,6 @@ mod tests {
         assert_eq!(token(&["bearer tnt_x"]).as_deref(), Some("tnt_x"));
         assert_eq!(token(&["Bearer ey.J.x"]).or(token(&["Basic tnt_x"])).or(token(&["Bearer tnt_x", "Bearer tnt_x"])), None);
         let made = clear_cookie().expect("a header");
-        assert_eq!(made.to_str(), Ok("__Host-tenancy=; Path=/; Max-Age=0; Secure; HttpOnly; SameSite=Lax"));
+        assert_eq!(made.to_str().ok(), Some("__Host-tenancy=; Path=/; Max-Age=0; Secure; HttpOnly; SameSite=Lax"));
     }
 }

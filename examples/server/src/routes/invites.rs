@@ -57,7 +57,7 @@ pub(super) async fn create(
         return Ok(answer);
     }
     let invite = tx.invite(&cx, &new, now).await?;
-    let answer = Answer::made(&invite)?;
+    let answer = Answer::made(&invite, format!("/api/v1/invites/{}", invite.id))?;
     once.remember(&mut tx, Memory::Tenant, &by, &answer).await?;
     tx.commit().await?;
     Ok(answer)
