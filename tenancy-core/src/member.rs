@@ -246,7 +246,7 @@ pub enum Standing {
 }
 
 /// The highest role that `by` may give, take and touch.
-fn manages(by: &Principal) -> Result<Role> {
+pub(crate) fn manages(by: &Principal) -> Result<Role> {
     match by {
         Principal::Member { role, .. } if *role >= Role::Admin => Ok(*role),
         Principal::Operator { .. } => Ok(Role::Owner),
@@ -255,18 +255,26 @@ fn manages(by: &Principal) -> Result<Role> {
     }
 }
 
-fn only_owners() -> Error {
+pub(crate) fn only_owners() -> Error {
     Error::new(ErrorKind::Forbidden, "only an owner may make or change an owner, or name a subject")
 }
 
-fn check_name(name: &str) -> Result<()> {
+/// Whether people may read this as a name.
+///
+/// # Errors
+/// [`Invalid`](ErrorKind::Invalid).
+pub fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.chars().count() > 200 || name.trim() != name || name.chars().any(char::is_control) {
         return Err(Error::invalid("name", "must have 1 to 200 characters, no control characters, and no white space around it"));
     }
     Ok(())
 }
 
-fn check_scopes(scopes: &[String]) -> Result<()> {
+/// Whether these can be scopes.
+///
+/// # Errors
+/// [`Invalid`](ErrorKind::Invalid).
+pub fn check_scopes(scopes: &[String]) -> Result<()> {
     if scopes.len() > 50 || !scopes.iter().all(|scope| (1..=100).contains(&scope.len()) && scope.bytes().all(|b| b.is_ascii_graphic())) {
         return Err(Error::invalid("scopes", "must be at most 50, each of 1 to 100 visible ASCII characters"));
     }

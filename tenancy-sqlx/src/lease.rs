@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres, Row};
 
 use crate::error::is_lost;
@@ -44,6 +45,29 @@ impl Lease {
             if tries == 0 || !is_lost(&error) {
                 return Err(error);
             }
+        }
+    }
+
+    /// Asks one question outside of any transaction, in one message: one round trip. `sql` may run again after a lost connection.
+    ///
+    /// # Cancel safety
+    /// Safe: dropping the future scrubs the connection.
+    pub(crate) async fn ask(pool: &PgPool, sql: &str, scrub: bool) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut tries = pool.options().get_max_connections() + 1;
+        loop {
+            let mut lease = Self::acquire(pool, scrub).await?;
+            let error = match sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(lease.conn()).await {
+                Ok(rows) => {
+                    lease.dirty = false;
+                    return Ok(rows);
+                }
+                Err(error) => error,
+            };
+            tries -= 1;
+            if tries == 0 || !is_lost(&error) {
+                return Err(error);
+            }
+            lease.discard();
         }
     }
 

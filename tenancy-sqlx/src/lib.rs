@@ -8,6 +8,7 @@ pub mod outbox;
 pub mod preflight;
 pub mod quota;
 pub mod schema;
+pub mod sign_in;
 pub mod tx;
 
 mod catalog;

@@ -43,6 +43,15 @@ impl TenantTx {
         self.same_tenant(by)?;
         new.permit(by.principal())?;
         let mut part = self.savepoint().await?;
+        let member = part.insert_member(new).await?;
+        part.audit(event(by, "member.add", &member)).await?;
+        part.grow(Metric::USERS, 1).await?;
+        part.release().await?;
+        Ok(member)
+    }
+
+    /// The row alone. A refused one leaves the transaction failed: call it after a savepoint.
+    pub(crate) async fn insert_member(&mut self, new: &NewMember) -> Result<Member> {
         let sql = format!(
             "insert into tenancy.members as m (tenant_id, id, subject, email, name, role, scopes) values ($1, $2, $3, $4, $5, $6, $7)
              on conflict (tenant_id, subject) where subject is not null do update set email = excluded.email, name = excluded.name,
@@ -50,23 +59,18 @@ impl TenantTx {
               where m.status = 'removed' returning {COLUMNS}"
         );
         let query = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-            .bind(part.tenant_id().as_uuid())
+            .bind(self.tenant_id().as_uuid())
             .bind(Uuid::now_v7())
             .bind(new.subject.as_ref().map(Subject::as_str))
             .bind(new.email.as_str())
             .bind(&new.name)
             .bind(new.role.as_str())
             .bind(&new.scopes);
-        let taken = || Error::new(ErrorKind::Conflict, "a member has this address or subject already");
-        let added: Option<Active> = query.fetch_optional(&mut *part).await.map_err(|error| {
+        let added: Option<Active> = query.fetch_optional(self).await.map_err(|error| {
             let error = from_sqlx(error);
             if error.kind() == ErrorKind::Conflict { taken().with_source(error) } else { error }
         })?;
-        let Active(member) = added.ok_or_else(taken)?;
-        part.audit(event(by, "member.add", &member)).await?;
-        part.grow(Metric::USERS, 1).await?;
-        part.release().await?;
-        Ok(member)
+        added.map(|Active(member)| member).ok_or_else(taken)
     }
 
     /// A member, if there is one of this id.
@@ -203,9 +207,13 @@ impl TenantTx {
     }
 
     /// Whoever acts belongs to this transaction's tenant.
-    fn same_tenant(&self, by: &TenantContext) -> Result<()> {
+    pub(crate) fn same_tenant(&self, by: &TenantContext) -> Result<()> {
         if by.tenant_id() == self.tenant_id() { Ok(()) } else { Err(Error::not_found()) }
     }
+}
+
+pub(crate) fn taken() -> Error {
+    Error::new(ErrorKind::Conflict, "a member has this address or subject already")
 }
 
 /// Who they are stays out of the audit log, which nobody can change: the id is enough.

@@ -151,6 +151,21 @@ impl Member {
         self.post("/api/v1/members", &body).await.expect(201).text("id")
     }
 
+    /// Invites `name`; the invite's id.
+    pub async fn invite(&self, name: &str) -> String {
+        let body = json!({ "email": format!("{name}@example.com"), "role": "viewer" });
+        self.post("/api/v1/invites", &body).await.expect(201).text("id")
+    }
+
+    /// Makes an API token of the member with this id; its id and its text.
+    pub async fn api_token(&self, member: &str) -> (String, String) {
+        let mut claims = self.role("viewer").claims();
+        claims["sub"] = json!(member);
+        let body = json!({ "name": "canary", "ttl_seconds": 3600 });
+        let made = self.ask_with(&claims, "POST", "/api/v1/api-tokens").json(&body).await.expect(201);
+        (made.text("id"), made.text("token"))
+    }
+
     /// Adds a document; its id.
     pub async fn document(&self, project: &str, title: &str) -> String {
         let made = self.post(&format!("/api/v1/projects/{project}/documents"), &json!({ "title": title, "content": "text" })).await;

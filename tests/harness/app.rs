@@ -99,6 +99,13 @@ impl TestApp {
         self.audited = false;
     }
 
+    /// A session of the member with this id, which nobody has the cookie of; its id.
+    pub async fn db_session(&self, tenant: &str, member: &str) -> String {
+        let sql = "insert into tenancy.sessions (tenant_id, id, member_id, token_sha256, created_at, expires_at)
+                   values ($1::uuid, gen_random_uuid(), $2::uuid, sha256(uuid_send(gen_random_uuid())), now(), now() + interval '1 hour') returning id::text";
+        sqlx::query_scalar(sql).bind(tenant).bind(member).fetch_one(&mut self.db_eye().await).await.expect("a session")
+    }
+
     /// A superuser's connection: the test's own eye, which no policy binds.
     pub async fn db_eye(&self) -> PgConnection {
         self.database.superuser().await.expect("a superuser's connection")

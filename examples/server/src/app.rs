@@ -8,15 +8,15 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
-use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug};
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
-use tenancy_tower::{AllAgree, HostResolver};
+use tenancy_tower::{AllAgree, ExtensionResolver, FirstOf, HostResolver};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument as _;
 
@@ -34,6 +34,8 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long messages under way may take to be delivered then.
 const WORKER_LIMIT: Duration = Duration::from_secs(5);
+/// How many requests for links to sign in with are worked on at once.
+const LINK_REQUESTS: usize = 16;
 /// How often a node that has none looks for long work.
 const WORK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -56,6 +58,11 @@ pub(crate) struct App {
     pub(crate) request_timeout: Duration,
     pub(crate) upload_timeout: Duration,
     pub(crate) members_only: bool,
+    pub(crate) session_ttl: Duration,
+    /// As `TENANCY_PUBLIC_URL`, without a slash at its end.
+    public_url: String,
+    /// How many may ask for links at once.
+    pub(crate) link_requests: Arc<Semaphore>,
     /// What the routes of the mailbox show; nothing where there are none.
     pub(crate) mailbox: Option<Mailbox>,
     draining: AtomicBool,
@@ -64,6 +71,11 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn now(&self) -> DateTime<Utc> {
         SystemClock.now().trunc_subsecs(6) // what PostgreSQL keeps
+    }
+
+    /// What links to `page` begin with, for a tenant's people.
+    pub(crate) fn link(&self, tenant: &TenantSlug, page: &str) -> Result<LinkBase> {
+        LinkBase::new(format!("{}{page}", self.public_url.replace("{tenant}", tenant.as_str())))
     }
 
     /// Whether requests should go to another node.
@@ -115,9 +127,11 @@ impl Running {
         let store = attachment_store::store(config)?;
         let objects = attachment_store::open(Arc::clone(&store))?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
+        // Signed tokens, or what `signed_in` has looked up.
+        let proofs = FirstOf::new(tokens).then(ExtensionResolver);
         let resolver = match text(&config.base_domain) {
-            Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
-            None => AllAgree::new(tokens),
+            Some(domain) => AllAgree::new(proofs).and(HostResolver::new(domain)?),
+            None => AllAgree::new(proofs),
         };
         let (operator_token, new_operator_token) = OperatorToken::from_config(config)?;
         let database = Database::from_config(config).await?;
@@ -155,6 +169,9 @@ impl Running {
             request_timeout: config.request_timeout,
             upload_timeout: config.upload_timeout,
             members_only: config.members_only,
+            session_ttl: config.session_ttl,
+            public_url: text(&config.public_url).map_or_else(|| format!("http://{address}"), |url| url.trim_end_matches('/').to_owned()),
+            link_requests: Arc::new(Semaphore::new(LINK_REQUESTS)),
             mailbox: mailbox.filter(|_| address.ip().is_loopback()),
             draining: AtomicBool::new(false),
         });

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::FromArgMatches as _;
-use tenancy_core::{Error, ErrorKind, Result};
+use tenancy_core::{Error, ErrorKind, LinkBase, Result};
 
 /// The server's settings. An empty text counts as absent.
 #[derive(Debug, Clone, clap::Args)]
@@ -77,6 +77,13 @@ pub struct Config {
     /// The secret that signs certificates of erasure, at least 32 bytes: the same one on every node. Absent: one in the data folder
     #[arg(long, env = "TENANCY_CERTIFICATE_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
     pub certificate_key: Option<Secret>,
+    /// Where browsers reach this server: links in mails begin with it. `{tenant}` in it stands for the tenant's slug. Absent: the address that it
+    /// listens on
+    #[arg(long, env = "TENANCY_PUBLIC_URL", value_name = "URL", global = true)]
+    pub public_url: Option<String>,
+    /// How long a session lasts, whatever is done in it
+    #[arg(long, env = "TENANCY_SESSION_TTL", value_name = "TIME", default_value = "12h", value_parser = humantime::parse_duration, global = true)]
+    pub session_ttl: Duration,
 }
 
 impl Default for Config {
@@ -115,6 +122,9 @@ impl Config {
         }
         if self.jwt_issuer.is_empty() || self.jwt_audience.is_empty() {
             return refuse("TENANCY_JWT_ISSUER and TENANCY_JWT_AUDIENCE must not be empty");
+        }
+        if text(&self.public_url).is_some_and(|url| LinkBase::new(url.replace("{tenant}", "x")).is_err()) {
+            return refuse("TENANCY_PUBLIC_URL must be such as https://app.example.com or https://{tenant}.example.com");
         }
         Ok(())
     }

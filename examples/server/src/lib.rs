@@ -3,7 +3,7 @@
 //! | who | signs in with | may reach |
 //! |---|---|---|
 //! | an operator | the operator token | `/api/v1/tenants`: who the tenants are |
-//! | a member of a tenant | a signed token (JWT) that names the tenant | `/api/v1/tenant`, `members`, `projects`, `documents`, attachments: that tenant's own |
+//! | a member of a tenant | a signed token (JWT) that names the tenant, a session or an API token | `/api/v1/tenant`, `members`, `projects`, `documents`, attachments: that tenant's own |
 //! | anybody | nothing | `/healthz`, `/readyz`, `/openapi.json` |
 //!
 //! [`Running::start`] is the server without its command line. Of its modules, `routes` has one file for each noun of the API, and
@@ -19,6 +19,7 @@ mod anchors;
 mod app;
 mod attachment_store;
 mod credentials;
+mod cross_site;
 mod edge;
 mod extract;
 mod idempotency;
@@ -30,6 +31,7 @@ mod plans;
 mod precondition;
 mod problem;
 mod routes;
+mod signed_in;
 mod standing;
 
 pub use app::Running;

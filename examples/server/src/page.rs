@@ -15,6 +15,8 @@ pub(crate) enum List {
     Members = b'm' as isize,
     Outbox = b'o' as isize,
     Audit = b'a' as isize,
+    Invites = b'i' as isize,
+    ApiTokens = b'k' as isize,
 }
 
 /// One page.

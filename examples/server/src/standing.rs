@@ -6,6 +6,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tenancy_core::{Error, ErrorKind, Principal, Result, Standing, TenantContext};
+use tenancy_sqlx::sign_in::SignedIn;
 use tenancy_tower::axum::Problem;
 use tenancy_tower::response::invalid_token;
 
@@ -14,7 +15,8 @@ use crate::app::App;
 /// Lowers the request's context to what the member's row allows, or refuses the request.
 pub(crate) async fn require_standing(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let Some(cx) = request.extensions().get::<TenantContext>() else { return next.run(request).await };
-    match limited(&app, cx.clone()).await {
+    let vouched = request.extensions().get::<SignedIn>().is_none();
+    match limited(&app, cx.clone(), vouched).await {
         Ok(cx) => {
             request.extensions_mut().insert(cx);
             next.run(request).await
@@ -23,12 +25,12 @@ pub(crate) async fn require_standing(State(app): State<Arc<App>>, mut request: R
     }
 }
 
-async fn limited(app: &App, cx: TenantContext) -> Result<TenantContext> {
+async fn limited(app: &App, cx: TenantContext, vouched: bool) -> Result<TenantContext> {
     let Principal::Member { subject, .. } = cx.principal() else { return Ok(cx) };
     match app.db.read(&cx).await?.member_standing(subject).await? {
         Standing::Active { role, scopes, .. } => Ok(cx.limited_to(role, scopes.as_deref())),
-        // The token's issuer vouches for those who have no row.
-        Standing::Unknown if !app.members_only => Ok(cx),
+        // The token's issuer vouches for those who have no row; nobody does for sessions and API tokens.
+        Standing::Unknown if vouched && !app.members_only => Ok(cx),
         Standing::Unknown => Err(Error::new(ErrorKind::Forbidden, "only members of the tenant may do this")),
         _ => Err(invalid_token("its subject is a member no more")),
     }

@@ -12,6 +12,7 @@ mod oracle;
 mod outbox;
 mod projects;
 mod quotas;
+mod sign_in;
 mod tenants;
 mod timing;
 mod tokens;

@@ -103,6 +103,10 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let names =
         [("{tenant}", owner.tenant.as_str()), ("{project}", &project), ("{document}", &document), ("{name}", "a"), ("{member}", &member)];
     let target = names.iter().fold(path.to_owned(), |target, (name, value)| target.replace(name, value));
+    let target = if target.contains("{invite}") { target.replace("{invite}", &owner.invite("i").await) } else { target };
+    let target =
+        if target.contains("{session}") { target.replace("{session}", &app.db_session(&owner.tenant, &member).await) } else { target };
+    let target = if target.contains("{api_token}") { target.replace("{api_token}", &owner.api_token(&member).await.0) } else { target };
     let target = if target.contains("{operation}") { target.replace("{operation}", &operation(app, &owner.tenant).await) } else { target };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     if security == &json!([]) {

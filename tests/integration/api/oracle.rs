@@ -35,6 +35,9 @@ struct Things {
     document: String,
     name: String,
     member: String,
+    invite: String,
+    session: String,
+    api_token: String,
 }
 
 impl Things {
@@ -45,45 +48,53 @@ impl Things {
             "document" => &self.document,
             "name" => &self.name,
             "member" => &self.member,
+            "invite" => &self.invite,
+            "session" => &self.session,
+            "api_token" => &self.api_token,
             other => panic!("the document has a parameter {{{other}}}: teach me how to make one, of a tenant's own, and gone"),
         }
     }
 
     /// Names are as long as each other, so that an answer which repeats one has the same length.
-    async fn make(of: &Member, name: &str) -> Self {
+    async fn make(app: &TestApp, of: &Member, name: &str) -> Self {
         let project = of.project("canary").await;
         let document = of.document(&project, "canary").await;
         of.attach(&document, name, b"canary").await.expect(201);
         let member = of.member(&Uuid::new_v4().to_string()).await;
-        Self { project, document, name: name.to_owned(), member }
+        let invite = of.invite(&Uuid::new_v4().to_string()).await;
+        let (session, api_token) = (app.db_session(&of.tenant, &member).await, of.api_token(&member).await.0);
+        Self { project, document, name: name.to_owned(), member, invite, session, api_token }
     }
 
     /// Made and deleted. The attachment was one of the document in `beside` as well.
-    async fn unmake(of: &Member, name: &str, beside: &Self) -> Self {
-        let gone = Self::make(of, name).await;
+    async fn unmake(app: &TestApp, of: &Member, name: &str, beside: &Self) -> Self {
+        let gone = Self::make(app, of, name).await;
         of.attach(&beside.document, name, b"canary").await.expect(201);
         for document in [&beside.document, &gone.document] {
             of.delete(&format!("/api/v1/documents/{document}/attachments/{name}")).await.expect(204);
         }
         of.delete(&format!("/api/v1/documents/{}", gone.document)).await.expect(204);
         of.delete(&format!("/api/v1/projects/{}", gone.project)).await.expect(204);
+        of.delete(&format!("/api/v1/invites/{}", gone.invite)).await.expect(204);
+        of.delete(&format!("/api/v1/sessions/{}", gone.session)).await.expect(204);
+        of.delete(&format!("/api/v1/api-tokens/{}", gone.api_token)).await.expect(204);
         of.delete(&format!("/api/v1/members/{}", gone.member)).await.expect(204);
         gone
     }
 
     fn nobodys() -> Self {
         let id = || Uuid::new_v4().to_string();
-        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id() }
+        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id(), invite: id(), session: id(), api_token: id() }
     }
 }
 
 /// Everybody's things, and nobody's.
 type World = BTreeMap<Whose, Things>;
 
-async fn world(me: &Member, other: &Member) -> World {
-    let (own, foreign) = (Things::make(me, "my--own.txt").await, Things::make(other, "foreign.txt").await);
-    let gone = Things::unmake(me, "my-gone.txt", &own).await;
-    let foreign_gone = Things::unmake(other, "is-gone.txt", &foreign).await;
+async fn world(app: &TestApp, me: &Member, other: &Member) -> World {
+    let (own, foreign) = (Things::make(app, me, "my--own.txt").await, Things::make(app, other, "foreign.txt").await);
+    let gone = Things::unmake(app, me, "my-gone.txt", &own).await;
+    let foreign_gone = Things::unmake(app, other, "is-gone.txt", &foreign).await;
     ALL.into_iter().zip([own, foreign, gone, foreign_gone, Things::nobodys()]).collect()
 }
 
@@ -189,7 +200,8 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (Some("string"), "email") => json!("new@example.com"),
             (Some("string"), "role") => json!("viewer"),
             (None, "subject") => json!("a-new-subject"),
-            (None, "scopes") => json!(["canary"]),
+            (None | Some("array"), "scopes") => json!(["canary"]),
+            (Some("integer"), "ttl_seconds") => json!(3600),
             (Some("string"), _) => json!("standard"),
             _ => panic!("teach me how to make a {name} of {schema}"),
         };
@@ -334,7 +346,7 @@ fn naming(operations: &[Operation]) -> impl Iterator<Item = &Operation> {
 #[tokio::test]
 async fn what_is_not_ones_own_is_what_never_was() {
     let (app, acme, globex) = TestApp::with_tenants().await;
-    let world = world(&acme, &globex).await;
+    let world = world(&app, &acme, &globex).await;
     let of_globex = async || {
         let mut rows = app.db_everything().await;
         rows.values_mut().for_each(|rows| rows.retain(|row| row.contains(&globex.tenant)));
@@ -365,7 +377,7 @@ async fn control_the_same_requests_are_done_on_ones_own() {
     let (app, acme, _globex) = TestApp::with_tenants().await;
     for operation in naming(&served(&app).await) {
         for body in operation.bodies.iter().map(Some).chain(operation.bodies.is_empty().then_some(None)) {
-            let own = Things::make(&acme, "my--own.txt").await;
+            let own = Things::make(&app, &acme, "my--own.txt").await;
             let given: Vec<&str> = operation.parameters.iter().map(|parameter| own.named(parameter)).collect();
             let ask = acme.ask(&operation.method, &operation.target(&given));
             let reply = body.map_or(ask.clone(), |body| ask.json(body)).await;
@@ -378,12 +390,14 @@ async fn control_the_same_requests_are_done_on_ones_own() {
 async fn control_a_thing_that_crosses_is_told_on_every_route() {
     let (mut app, acme, globex) = TestApp::with_tenants().await;
     app.will_not_balance("rows of one tenant are given to the other");
-    let world = world(&acme, &globex).await;
+    let world = world(&app, &acme, &globex).await;
     let mut eye = app.db_eye().await;
     let operations = served(&app).await;
     for operation in naming(&operations) {
         // What a missing `where` and a missing policy would do: the rows are there for the other tenant.
-        for table in ["projects", "documents", "attachments", "tenancy.members"] {
+        for table in
+            ["projects", "documents", "attachments", "tenancy.members", "tenancy.invites", "tenancy.sessions", "tenancy.api_tokens"]
+        {
             let columns = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
                             where attrelid = $1::regclass and attnum > 0 and not attisdropped and attname <> 'tenant_id'";
             let columns: String = sqlx::query_scalar(columns).bind(table).fetch_one(&mut eye).await.expect("columns");
@@ -440,9 +454,9 @@ async fn control_any_difference_of_two_answers_is_told() {
 #[tokio::test]
 async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
     let (app, acme, globex) = TestApp::with_tenants().await;
-    let before = world(&acme, &globex).await;
+    let before = world(&app, &acme, &globex).await;
     acme.document(&before[&Whose::Own].project, "the second").await;
-    let after = world(&acme, &globex).await;
+    let after = world(&app, &acme, &globex).await;
     let mut compared = 0;
     for operation in
         served(&app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()))
@@ -478,8 +492,10 @@ async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
 /// Tells how another tenant's key differs from a fresh one, on each operation that takes keys.
 async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String> {
     let mut found = Vec::new();
-    let (own, foreign) = (Things::make(acme, "my--own.txt").await, Things::make(globex, "foreign.txt").await);
-    for operation in served(app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.takes_key) {
+    let (own, foreign) = (Things::make(app, acme, "my--own.txt").await, Things::make(app, globex, "foreign.txt").await);
+    for operation in
+        served(app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.takes_key && !operation.bodies.is_empty())
+    {
         let names = |things: &Things| operation.parameters.iter().map(|name| things.named(name).to_owned()).collect::<Vec<_>>();
         let ask = async |who: &Member, things: &Things, key: &str| {
             let names = names(things);

@@ -13,11 +13,15 @@ use crate::app::App;
 use crate::edge::edge;
 use crate::operator::require_operator;
 use crate::problem;
+use crate::signed_in::identify;
 use crate::standing::require_standing;
 
+mod api_tokens;
 mod attachments;
 mod audit;
 mod documents;
+mod doors;
+mod invites;
 mod lifecycle;
 mod mailbox;
 mod members;
@@ -26,6 +30,8 @@ mod open;
 mod outbox;
 mod projects;
 mod quotas;
+mod sessions;
+mod sign_in;
 mod tenant;
 mod tenants;
 
@@ -48,6 +54,9 @@ fn open_routes() -> Vec<Route> {
         route(Method::GET, "/healthz", open::healthz),
         route(Method::GET, "/readyz", open::readyz),
         route(Method::GET, "/openapi.json", open::openapi),
+        route(Method::POST, "/api/v1/sign-in", sign_in::request),
+        route(Method::POST, "/api/v1/sign-in/accept", sign_in::accept),
+        route(Method::POST, "/api/v1/invites/accept", sign_in::accept_invite),
     ]
 }
 
@@ -102,6 +111,16 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/members/{member}", members::change),
         route(Method::DELETE, "/api/v1/members/{member}", members::remove),
         route(Method::GET, "/api/v1/audit", audit::own),
+        route(Method::GET, "/api/v1/invites", invites::list),
+        route(Method::POST, "/api/v1/invites", invites::create),
+        route(Method::DELETE, "/api/v1/invites/{invite}", invites::revoke),
+        route(Method::POST, "/api/v1/invites/{invite}/resend", invites::resend),
+        route(Method::GET, "/api/v1/sessions", sessions::list),
+        route(Method::DELETE, "/api/v1/sessions", sessions::end_all),
+        route(Method::DELETE, "/api/v1/sessions/{session}", sessions::end),
+        route(Method::GET, "/api/v1/api-tokens", api_tokens::list),
+        route(Method::POST, "/api/v1/api-tokens", api_tokens::create),
+        route(Method::DELETE, "/api/v1/api-tokens/{api_token}", api_tokens::revoke),
     ]
 }
 
@@ -110,12 +129,17 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bo
     let mount =
         |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
-    // From outside in: whose request it is, what that member may do now, whether it is admitted, then the handler.
+    // From outside in: who signed in, whose request it is, what that member may do now, whether it is admitted, then the handler.
     let tenants = mount(tenant_routes())
         .route_layer(AdmitLayer::new(app.meter.clone()))
         .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
-        .route_layer(ResolveTenantLayer::new(catalog, resolver));
+        .route_layer(ResolveTenantLayer::new(catalog, resolver))
+        .route_layer(from_fn_with_state(Arc::clone(app), identify));
     let mut router = mount(open_routes()).merge(tenants);
+    // For people who follow a link in a mail, and no part of the API.
+    router = router
+        .route("/welcome/{token}", on(MethodFilter::GET, doors::welcome).on(MethodFilter::POST, doors::join))
+        .route("/sign-in/{token}", on(MethodFilter::GET, doors::sign_in).on(MethodFilter::POST, doors::enter_by_link));
     if has_admin {
         router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
     }
