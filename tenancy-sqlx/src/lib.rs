@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audit;
+pub mod config;
 pub mod erase;
 pub mod isolation;
 pub mod operations;
@@ -16,6 +17,7 @@ mod db;
 mod error;
 mod lease;
 mod members;
+mod platform;
 mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]

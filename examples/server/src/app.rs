@@ -9,6 +9,7 @@ use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
@@ -28,6 +29,7 @@ use crate::database::Database;
 use crate::mailer::{self, Mailbox};
 use crate::metrics;
 use crate::routes;
+use crate::settings;
 
 /// How long requests in flight may take to finish when the server stops.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -49,6 +51,7 @@ pub(crate) struct App {
     pub(crate) db: TenantDb,
     pub(crate) catalog: PgCatalog,
     pub(crate) meter: Meter,
+    pub(crate) configs: Configs,
     pub(crate) objects: TenantObjects,
     pub(crate) operator_token: OperatorToken,
     pub(crate) max_body: usize,
@@ -147,6 +150,7 @@ impl Running {
         let app = Arc::new(App {
             catalog: db.catalog(),
             meter: Meter::start(&db, MeterOptions::default()).await?,
+            configs: settings::configs(&db)?,
             db,
             objects,
             operator_token,

@@ -30,6 +30,7 @@ mod plans;
 mod precondition;
 mod problem;
 mod routes;
+mod settings;
 mod standing;
 
 pub use app::Running;

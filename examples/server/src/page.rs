@@ -15,6 +15,7 @@ pub(crate) enum List {
     Members = b'm' as isize,
     Outbox = b'o' as isize,
     Audit = b'a' as isize,
+    Config = b'c' as isize,
 }
 
 /// One page.

@@ -17,6 +17,7 @@ use crate::standing::require_standing;
 
 mod attachments;
 mod audit;
+mod config;
 mod documents;
 mod lifecycle;
 mod mailbox;
@@ -71,6 +72,12 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/erase", lifecycle::erase),
         route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
         route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
+        route(Method::GET, "/api/v1/tenants/{tenant}/config", config::show),
+        route(Method::PATCH, "/api/v1/tenants/{tenant}/config", config::change),
+        route(Method::GET, "/api/v1/tenants/{tenant}/config/history", config::history),
+        route(Method::POST, "/api/v1/tenants/{tenant}/config/rollback", config::roll_back),
+        route(Method::GET, "/api/v1/plans/{plan}/config", config::show_plan),
+        route(Method::PATCH, "/api/v1/plans/{plan}/config", config::change_plan),
     ]
 }
 
@@ -102,6 +109,10 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/members/{member}", members::change),
         route(Method::DELETE, "/api/v1/members/{member}", members::remove),
         route(Method::GET, "/api/v1/audit", audit::own),
+        route(Method::GET, "/api/v1/config", config::own),
+        route(Method::PATCH, "/api/v1/config", config::change_own),
+        route(Method::GET, "/api/v1/config/history", config::own_history),
+        route(Method::POST, "/api/v1/config/rollback", config::roll_own_back),
     ]
 }
 
