@@ -191,6 +191,7 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (None, "subject") => json!("a-new-subject"),
             (None, "scopes") => json!(["canary"]),
             (Some("string"), _) => json!("standard"),
+            (Some("integer"), "version") => json!(0),
             _ => panic!("teach me how to make a {name} of {schema}"),
         };
         (name.clone(), value)
