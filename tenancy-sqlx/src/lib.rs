@@ -11,6 +11,7 @@ pub mod quota;
 pub mod schema;
 pub mod tx;
 
+mod branding;
 mod catalog;
 mod dangerous;
 mod db;

@@ -101,7 +101,8 @@ async fn every_version_is_kept_and_can_be_gone_back_to() {
 
     let mut tx = kit.db.read(&kit.acme).await.expect("read");
     let all = tx.settings_history(None, 10).await.expect("history");
-    let told: Vec<_> = all.iter().map(|change| (change.version, json!(change.before), json!(change.after), change.rolled_back_to)).collect();
+    let told: Vec<_> =
+        all.iter().map(|change| (change.version, json!(change.before), json!(change.after), change.rolled_back_to)).collect();
     assert_eq!(
         told,
         [

@@ -118,8 +118,9 @@ impl Running {
         let store = attachment_store::store(config)?;
         let objects = attachment_store::open(Arc::clone(&store))?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
-        let resolver = match text(&config.base_domain) {
-            Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
+        let host = text(&config.base_domain).map(HostResolver::new).transpose()?;
+        let resolver = match &host {
+            Some(host) => AllAgree::new(tokens).and(host.clone()),
             None => AllAgree::new(tokens),
         };
         let (operator_token, new_operator_token) = OperatorToken::from_config(config)?;
@@ -167,7 +168,7 @@ impl Running {
         if database.has_admin() {
             work.spawn(operations(&app.db, &app.objects, config)?.run(WORK_INTERVAL));
         }
-        let router = routes::router(&app, resolver, database.has_admin());
+        let router = routes::router(&app, resolver, host, database.has_admin());
         let listener = listener.tap_io(|connection| {
             // Answers are small: waiting for more to send only delays them.
             let _ = connection.set_nodelay(true);

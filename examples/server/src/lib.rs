@@ -32,6 +32,7 @@ mod problem;
 mod routes;
 mod settings;
 mod standing;
+mod visitor;
 
 pub use app::Running;
 pub use config::{Config, Secret};

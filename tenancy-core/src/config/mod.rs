@@ -250,7 +250,8 @@ mod tests {
     #[test]
     fn what_is_not_allowed_is_told_with_its_path() {
         let (settings, ..) = settings();
-        let good = json!({ "page.size": 1, "digest": "daily", "greeting": "Grüezi", "beta": null, "support.hours": { "from": 1, "to": 2 } });
+        let good =
+            json!({ "page.size": 1, "digest": "daily", "greeting": "Grüezi", "beta": null, "support.hours": { "from": 1, "to": 2 } });
         settings.check(&layer(&good)).expect("allowed");
         for (change, says) in [
             (json!({ "page.size": 0 }), "page.size: must be from 1 to 200"),

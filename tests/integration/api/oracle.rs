@@ -158,7 +158,7 @@ fn operations(document: &Value) -> Vec<Operation> {
             let side = match operation["security"].to_string().as_str() {
                 "[]" => Side::Anybody,
                 "[{\"operator\":[]}]" => Side::Operator,
-                "[{\"tenant\":[]}]" => Side::Tenant,
+                "[{\"tenant\":[]}]" | "[{\"tenant\":[]},{}]" => Side::Tenant,
                 other => panic!("{path}: teach me who has {other}"),
             };
             let named = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}')).map(str::to_owned);

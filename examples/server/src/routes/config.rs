@@ -43,7 +43,9 @@ pub(super) struct Rollback {
 
 impl Rollback {
     fn version(&self) -> Result<u64> {
-        Some(self.version).filter(|version| i64::try_from(*version).is_ok()).ok_or_else(|| Error::invalid("version", "must be one of the history"))
+        Some(self.version)
+            .filter(|version| i64::try_from(*version).is_ok())
+            .ok_or_else(|| Error::invalid("version", "must be one of the history"))
     }
 }
 

@@ -7,16 +7,18 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
-use tenancy_tower::{AdmitLayer, ResolveTenant, ResolveTenantLayer};
+use tenancy_tower::{AdmitLayer, HostResolver, ResolveTenant, ResolveTenantLayer};
 
 use crate::app::App;
 use crate::edge::edge;
 use crate::operator::require_operator;
 use crate::problem;
 use crate::standing::require_standing;
+use crate::visitor::Callers;
 
 mod attachments;
 mod audit;
+mod branding;
 mod config;
 mod documents;
 mod lifecycle;
@@ -113,20 +115,32 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/config", config::change_own),
         route(Method::GET, "/api/v1/config/history", config::own_history),
         route(Method::POST, "/api/v1/config/rollback", config::roll_own_back),
+        route(Method::PUT, "/api/v1/branding", branding::put),
+        route(Method::PATCH, "/api/v1/branding", branding::patch),
     ]
 }
 
+/// For whoever has a token of a tenant, and for visitors of its host: what a sign-in page shows.
+fn visitor_routes() -> Vec<Route> {
+    vec![route(Method::GET, "/api/v1/branding", branding::show)]
+}
+
 /// The whole API; the operators' part only where it `has_admin` credentials to work with.
-pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bool) -> Router {
+pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, host: Option<HostResolver>, has_admin: bool) -> Router {
     let mount =
         |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
+    let resolver = Arc::new(resolver);
     // From outside in: whose request it is, what that member may do now, whether it is admitted, then the handler.
     let tenants = mount(tenant_routes())
         .route_layer(AdmitLayer::new(app.meter.clone()))
         .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
-        .route_layer(ResolveTenantLayer::new(catalog, resolver));
-    let mut router = mount(open_routes()).merge(tenants);
+        .route_layer(ResolveTenantLayer::new(catalog.clone(), Callers::signed_in(&resolver)));
+    // Not admitted: whoever has no credentials must not be able to use up what the tenant may ask.
+    let visitors = mount(visitor_routes())
+        .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
+        .route_layer(ResolveTenantLayer::new(catalog, Callers::or_visiting(&resolver, host)));
+    let mut router = mount(open_routes()).merge(tenants).merge(visitors);
     if has_admin {
         router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
     }
@@ -160,7 +174,7 @@ mod tests {
                 documented.insert(format!("{} {path}", method.to_uppercase()));
             }
         }
-        let routes = [open_routes(), operator_routes(), tenant_routes()].into_iter().flatten();
+        let routes = [open_routes(), operator_routes(), tenant_routes(), visitor_routes()].into_iter().flatten();
         let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
         assert_eq!(documented, routed);
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -169,9 +183,12 @@ mod tests {
     #[test]
     fn every_operation_says_who_may_call_it_and_every_reference_is_kept() {
         let document: Value = serde_json::from_str(open::OPENAPI).expect("JSON");
-        for (routes, security) in
-            [(open_routes(), "[]"), (operator_routes(), "[{\"operator\":[]}]"), (tenant_routes(), "[{\"tenant\":[]}]")]
-        {
+        for (routes, security) in [
+            (open_routes(), "[]"),
+            (operator_routes(), "[{\"operator\":[]}]"),
+            (tenant_routes(), "[{\"tenant\":[]}]"),
+            (visitor_routes(), "[{\"tenant\":[]},{}]"),
+        ] {
             for Route { method, path, .. } in routes {
                 let operation = &document["paths"][path][method.as_str().to_lowercase()];
                 assert_eq!(operation["security"].to_string(), security, "{method} {path}");
