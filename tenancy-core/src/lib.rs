@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audit;
+pub mod branding;
 pub mod clock;
+pub mod config;
 pub mod context;
 pub mod erase;
 pub mod error;

@@ -188,6 +188,14 @@ impl Tenant {
         Ok(next)
     }
 
+    /// Whether `object` may be the branding of a tenant.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) at `branding`.
+    pub fn check_branding(object: &Map<String, Value>) -> Result<()> {
+        check_object("branding", object)
+    }
+
     /// Whether `hint` points at this tenant.
     pub fn is(&self, hint: &TenantHint) -> bool {
         match hint {

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
+use crate::platform::Platform;
 use crate::tx::SystemTx;
 
 const CHANNEL: &str = "tenancy_catalog";
@@ -50,6 +51,8 @@ pub(crate) struct CatalogCache {
     floors: Cache<TenantId, u64>,
     /// Where the next question "what changed since?" starts.
     horizon: tokio::sync::Mutex<Option<u64>>,
+    /// What operators have set for all tenants.
+    platform: Mutex<Arc<Platform>>,
     started: Instant,
     /// When the last answered question was asked, in microseconds since `started`; 0: never.
     fresh_at: AtomicU64,
@@ -69,6 +72,7 @@ impl CatalogCache {
             answers: Cache::builder().max_capacity(10_000).time_to_live(max_staleness).build(),
             floors: Cache::builder().time_to_live(FLOOR_TTL).build(),
             horizon: tokio::sync::Mutex::default(),
+            platform: Mutex::default(),
             started: Instant::now(),
             fresh_at: AtomicU64::new(0),
             follower: Mutex::default(),
@@ -96,7 +100,17 @@ impl CatalogCache {
         let asked_at = self.started.elapsed();
         // Without a horizon nothing is cached yet: only where to start is asked.
         let since = horizon.map_or("pg_snapshot_xmax(pg_current_snapshot())".to_owned(), |xid| format!("'{xid}'::xid8"));
-        let answer = self.ask(format!("select horizon::text, id, version from tenancy.catalog_changes({since})")).await?;
+        let question =
+            format!("select horizon::text, id, version, tenancy.platform_version() as platform from tenancy.catalog_changes({since})");
+        let answer = self.ask(question).await?;
+        // Before the horizon moves: a failure here makes the next refresh ask for the same again.
+        if let Some(row) = answer.first()
+            && row.try_get::<i64, _>("platform").map_err(from_sqlx)? != self.known_platform().version
+        {
+            let rows = self.ask("select * from tenancy.platform_settings()".to_owned()).await?;
+            let platform = rows.first().map(Platform::read).transpose()?.unwrap_or_default();
+            *self.platform.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(platform);
+        }
         let mut changed = false;
         for row in &answer {
             let next: String = row.try_get("horizon").map_err(from_sqlx)?;
@@ -117,6 +131,18 @@ impl CatalogCache {
         }
         self.fresh_at.store(u64::try_from(asked_at.as_micros()).unwrap_or(u64::MAX).max(1), Ordering::Release);
         Ok(())
+    }
+
+    fn known_platform(&self) -> Arc<Platform> {
+        Arc::clone(&self.platform.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What operators have set for all tenants, no older than the bound.
+    pub(crate) async fn platform(&self) -> Result<Arc<Platform>> {
+        if !self.is_fresh() {
+            self.refresh().await?;
+        }
+        Ok(self.known_platform())
     }
 
     pub(crate) const fn max_staleness(&self) -> Duration {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audit;
+pub mod config;
 pub mod erase;
 pub mod isolation;
 pub mod operations;
@@ -11,12 +12,14 @@ pub mod schema;
 pub mod sign_in;
 pub mod tx;
 
+mod branding;
 mod catalog;
 mod dangerous;
 mod db;
 mod error;
 mod lease;
 mod members;
+mod platform;
 mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]

@@ -7,6 +7,7 @@ mod audit;
 mod cancel;
 mod catalog;
 mod checker;
+mod config;
 mod erase;
 mod guard;
 mod isolation;

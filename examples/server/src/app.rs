@@ -9,6 +9,7 @@ use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug};
+use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
@@ -28,6 +29,7 @@ use crate::database::Database;
 use crate::mailer::{self, Mailbox};
 use crate::metrics;
 use crate::routes;
+use crate::settings;
 
 /// How long requests in flight may take to finish when the server stops.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -51,6 +53,7 @@ pub(crate) struct App {
     pub(crate) db: TenantDb,
     pub(crate) catalog: PgCatalog,
     pub(crate) meter: Meter,
+    pub(crate) configs: Configs,
     pub(crate) objects: TenantObjects,
     pub(crate) operator_token: OperatorToken,
     pub(crate) max_body: usize,
@@ -129,8 +132,9 @@ impl Running {
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         // Signed tokens, or what `signed_in` has looked up.
         let proofs = FirstOf::new(tokens).then(ExtensionResolver);
-        let resolver = match text(&config.base_domain) {
-            Some(domain) => AllAgree::new(proofs).and(HostResolver::new(domain)?),
+        let host = text(&config.base_domain).map(HostResolver::new).transpose()?;
+        let resolver = match &host {
+            Some(host) => AllAgree::new(proofs).and(host.clone()),
             None => AllAgree::new(proofs),
         };
         let (operator_token, new_operator_token) = OperatorToken::from_config(config)?;
@@ -161,6 +165,7 @@ impl Running {
         let app = Arc::new(App {
             catalog: db.catalog(),
             meter: Meter::start(&db, MeterOptions::default()).await?,
+            configs: settings::configs(&db)?,
             db,
             objects,
             operator_token,
@@ -180,7 +185,7 @@ impl Running {
         if database.has_admin() {
             work.spawn(operations(&app.db, &app.objects, config)?.run(WORK_INTERVAL));
         }
-        let router = routes::router(&app, resolver, database.has_admin());
+        let router = routes::router(&app, resolver, host, database.has_admin());
         let listener = listener.tap_io(|connection| {
             // Answers are small: waiting for more to send only delays them.
             let _ = connection.set_nodelay(true);

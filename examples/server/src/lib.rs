@@ -31,8 +31,10 @@ mod plans;
 mod precondition;
 mod problem;
 mod routes;
+mod settings;
 mod signed_in;
 mod standing;
+mod visitor;
 
 pub use app::Running;
 pub use config::{Config, Secret};

@@ -17,6 +17,7 @@ pub(crate) enum List {
     Audit = b'a' as isize,
     Invites = b'i' as isize,
     ApiTokens = b'k' as isize,
+    Config = b'c' as isize,
 }
 
 /// One page.

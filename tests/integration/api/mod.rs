@@ -3,6 +3,7 @@
 mod attachments;
 mod audit;
 mod bad_input;
+mod config;
 mod documents;
 mod isolation;
 mod lifecycle;

@@ -108,6 +108,7 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
         if target.contains("{session}") { target.replace("{session}", &app.db_session(&owner.tenant, &member).await) } else { target };
     let target = if target.contains("{api_token}") { target.replace("{api_token}", &owner.api_token(&member).await.0) } else { target };
     let target = if target.contains("{operation}") { target.replace("{operation}", &operation(app, &owner.tenant).await) } else { target };
+    let target = target.replace("{plan}", "standard");
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     if security == &json!([]) {
         app.stranger().ask(method, &target)

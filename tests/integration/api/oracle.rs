@@ -169,7 +169,7 @@ fn operations(document: &Value) -> Vec<Operation> {
             let side = match operation["security"].to_string().as_str() {
                 "[]" => Side::Anybody,
                 "[{\"operator\":[]}]" => Side::Operator,
-                "[{\"tenant\":[]}]" => Side::Tenant,
+                "[{\"tenant\":[]}]" | "[{\"tenant\":[]},{}]" => Side::Tenant,
                 other => panic!("{path}: teach me who has {other}"),
             };
             let named = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}')).map(str::to_owned);
@@ -203,6 +203,7 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (None | Some("array"), "scopes") => json!(["canary"]),
             (Some("integer"), "ttl_seconds") => json!(3600),
             (Some("string"), _) => json!("standard"),
+            (Some("integer"), "version") => json!(0),
             _ => panic!("teach me how to make a {name} of {schema}"),
         };
         (name.clone(), value)

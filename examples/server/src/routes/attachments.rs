@@ -33,6 +33,7 @@ use crate::extract::{Caller, Id, NoQuery, Path, Query, content_length};
 use crate::page::Page;
 use crate::plans::ROOM_SLACK;
 use crate::precondition::{Preconditions, etag, mismatch};
+use crate::settings::uploads_enabled;
 
 /// The most attachments of a document: a list of them has one page.
 const MAX_PER_DOCUMENT: i64 = 100;
@@ -128,6 +129,9 @@ pub(super) async fn upload(
         return Err(too_large().into());
     }
     exists(&mut app.db.read(&cx).await?, *document).await?;
+    if !uploads_enabled(&app.configs, &cx).await? {
+        return Err(Error::new(ErrorKind::Forbidden, "the tenant's settings allow no attachments to be added").into());
+    }
     // Where nobody says how long it is, there must be room for the longest.
     let room = Room::reserve(&app, &cx, content_length(request.headers()).unwrap_or(app.max_attachment)).await?;
 

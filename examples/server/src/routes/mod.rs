@@ -7,7 +7,7 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
-use tenancy_tower::{AdmitLayer, ResolveTenant, ResolveTenantLayer};
+use tenancy_tower::{AdmitLayer, HostResolver, ResolveTenant, ResolveTenantLayer};
 
 use crate::app::App;
 use crate::edge::edge;
@@ -15,10 +15,13 @@ use crate::operator::require_operator;
 use crate::problem;
 use crate::signed_in::identify;
 use crate::standing::require_standing;
+use crate::visitor::Callers;
 
 mod api_tokens;
 mod attachments;
 mod audit;
+mod branding;
+mod config;
 mod documents;
 mod doors;
 mod invites;
@@ -80,6 +83,12 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/erase", lifecycle::erase),
         route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
         route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
+        route(Method::GET, "/api/v1/tenants/{tenant}/config", config::show),
+        route(Method::PATCH, "/api/v1/tenants/{tenant}/config", config::change),
+        route(Method::GET, "/api/v1/tenants/{tenant}/config/history", config::history),
+        route(Method::POST, "/api/v1/tenants/{tenant}/config/rollback", config::roll_back),
+        route(Method::GET, "/api/v1/plans/{plan}/config", config::show_plan),
+        route(Method::PATCH, "/api/v1/plans/{plan}/config", config::change_plan),
     ]
 }
 
@@ -121,21 +130,38 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/api-tokens", api_tokens::list),
         route(Method::POST, "/api/v1/api-tokens", api_tokens::create),
         route(Method::DELETE, "/api/v1/api-tokens/{api_token}", api_tokens::revoke),
+        route(Method::GET, "/api/v1/config", config::own),
+        route(Method::PATCH, "/api/v1/config", config::change_own),
+        route(Method::GET, "/api/v1/config/history", config::own_history),
+        route(Method::POST, "/api/v1/config/rollback", config::roll_own_back),
+        route(Method::PUT, "/api/v1/branding", branding::put),
+        route(Method::PATCH, "/api/v1/branding", branding::patch),
     ]
 }
 
+/// For whoever has a token of a tenant, and for visitors of its host: what a sign-in page shows.
+fn visitor_routes() -> Vec<Route> {
+    vec![route(Method::GET, "/api/v1/branding", branding::show)]
+}
+
 /// The whole API; the operators' part only where it `has_admin` credentials to work with.
-pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bool) -> Router {
+pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, host: Option<HostResolver>, has_admin: bool) -> Router {
     let mount =
         |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
+    let resolver = Arc::new(resolver);
     // From outside in: who signed in, whose request it is, what that member may do now, whether it is admitted, then the handler.
     let tenants = mount(tenant_routes())
         .route_layer(AdmitLayer::new(app.meter.clone()))
         .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
-        .route_layer(ResolveTenantLayer::new(catalog, resolver))
+        .route_layer(ResolveTenantLayer::new(catalog.clone(), Callers::signed_in(&resolver)))
         .route_layer(from_fn_with_state(Arc::clone(app), identify));
-    let mut router = mount(open_routes()).merge(tenants);
+    // Not admitted: whoever has no credentials must not be able to use up what the tenant may ask.
+    let visitors = mount(visitor_routes())
+        .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
+        .route_layer(ResolveTenantLayer::new(catalog, Callers::or_visiting(&resolver, host)))
+        .route_layer(from_fn_with_state(Arc::clone(app), identify));
+    let mut router = mount(open_routes()).merge(tenants).merge(visitors);
     // For people who follow a link in a mail, and no part of the API.
     router = router
         .route("/welcome/{token}", on(MethodFilter::GET, doors::welcome).on(MethodFilter::POST, doors::join))
@@ -173,7 +199,7 @@ mod tests {
                 documented.insert(format!("{} {path}", method.to_uppercase()));
             }
         }
-        let routes = [open_routes(), operator_routes(), tenant_routes()].into_iter().flatten();
+        let routes = [open_routes(), operator_routes(), tenant_routes(), visitor_routes()].into_iter().flatten();
         let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
         assert_eq!(documented, routed);
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -182,9 +208,12 @@ mod tests {
     #[test]
     fn every_operation_says_who_may_call_it_and_every_reference_is_kept() {
         let document: Value = serde_json::from_str(open::OPENAPI).expect("JSON");
-        for (routes, security) in
-            [(open_routes(), "[]"), (operator_routes(), "[{\"operator\":[]}]"), (tenant_routes(), "[{\"tenant\":[]}]")]
-        {
+        for (routes, security) in [
+            (open_routes(), "[]"),
+            (operator_routes(), "[{\"operator\":[]}]"),
+            (tenant_routes(), "[{\"tenant\":[]}]"),
+            (visitor_routes(), "[{\"tenant\":[]},{}]"),
+        ] {
             for Route { method, path, .. } in routes {
                 let operation = &document["paths"][path][method.as_str().to_lowercase()];
                 assert_eq!(operation["security"].to_string(), security, "{method} {path}");

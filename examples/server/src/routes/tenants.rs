@@ -198,7 +198,7 @@ pub(super) async fn begin_about(app: &App, tenant: &Tenant, reason: &str) -> Res
 }
 
 /// Commits, and lets this node see it at once. If it can't, it will within the bound on staleness: the work is done either way.
-async fn commit(app: &Arc<App>, tx: SystemTx) -> Result<()> {
+pub(super) async fn commit(app: &Arc<App>, tx: SystemTx) -> Result<()> {
     let app = Arc::clone(app);
     uncancelled(async move {
         tx.commit().await?;
