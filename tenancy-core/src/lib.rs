@@ -8,6 +8,7 @@ pub mod error;
 pub mod id;
 pub mod member;
 pub mod outbox;
+pub mod provision;
 pub mod quota;
 pub mod storage;
 pub mod tenant;

@@ -6,6 +6,7 @@ pub mod isolation;
 pub mod operations;
 pub mod outbox;
 pub mod preflight;
+pub mod provision;
 pub mod quota;
 pub mod schema;
 pub mod tx;

@@ -20,6 +20,7 @@ mod outbox;
 mod pooler;
 mod preflight;
 mod probe;
+mod provision;
 mod quota;
 mod quota_faults;
 mod schema;

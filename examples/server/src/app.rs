@@ -12,6 +12,7 @@ use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
+use tenancy_sqlx::provision::Provision;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, HostResolver};
@@ -27,7 +28,9 @@ use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
 use crate::mailer::{self, Mailbox};
 use crate::metrics;
+use crate::plans::plans;
 use crate::routes;
+use crate::welcome::Welcome;
 
 /// How long requests in flight may take to finish when the server stops.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -40,7 +43,8 @@ const WORK_INTERVAL: Duration = Duration::from_secs(1);
 /// Does what operators have queued.
 pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, config: &Config) -> Result<Operations> {
     let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects(objects.clone());
-    Ok(Operations::new(db).with(Erase::KIND, erase))
+    let provision = Provision::new(db, plans().clone()).with_storage(objects.clone()).with_hook(Welcome);
+    Ok(Operations::new(db).with(Erase::KIND, erase).with(Provision::KIND, provision))
 }
 
 /// What the handlers share.

@@ -31,6 +31,7 @@ mod precondition;
 mod problem;
 mod routes;
 mod standing;
+mod welcome;
 
 pub use app::Running;
 pub use config::{Config, Secret};

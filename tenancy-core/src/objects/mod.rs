@@ -68,6 +68,7 @@ use crate::{Error, ErrorKind, Result, TenantContext, TenantId};
 mod erase;
 mod error;
 mod path;
+mod provision;
 
 pub use self::error::into_error;
 pub use self::path::{MAX_PATH_LEN, MAX_SEGMENT_LEN, parse_path};

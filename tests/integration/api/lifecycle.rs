@@ -12,7 +12,7 @@ async fn fill(of: &Member) -> String {
     document
 }
 
-async fn ends(app: &TestApp, location: &str) -> Value {
+pub(super) async fn ends(app: &TestApp, location: &str) -> Value {
     loop {
         let now = app.operator().get(location).await.expect(200).json();
         match now["state"].as_str() {

@@ -11,6 +11,7 @@ mod operations;
 mod oracle;
 mod outbox;
 mod projects;
+mod provision;
 mod quotas;
 mod tenants;
 mod timing;

@@ -1,21 +1,23 @@
-//! Long work on tenants, for operators: erasure, and how it goes on.
+//! Long work on tenants, for operators: provisioning, erasure, and how they go on.
 
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::State;
 use serde::Deserialize;
+use serde_json::Value;
 use tenancy_core::{Error, Result};
 use tenancy_sqlx::operations::Operation;
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
 
-use super::tenants::{begin, find};
+use super::tenants::{begin, begin_about, find};
 use crate::app::App;
 use crate::edge::RequestId;
 use crate::extract::{NoQuery, Path, Query};
-use crate::idempotency::{Answer, Memory, Submitted};
+use crate::idempotency::{Answer, Command, Memory, Submitted};
 use crate::page::Page;
+use crate::plans::plans;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +45,27 @@ pub(super) async fn erase(
         return Err(Error::invalid("confirm", "must be the slug of the tenant that is to be erased").into());
     }
     let operation = tx.request_erasure(found.id, &body.reason, Some(request_id)).await?;
+    let answer = Answer::accepted(&operation, format!("/api/v1/operations/{}", operation.id))?;
+    once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
+    tx.commit().await?;
+    Ok(answer)
+}
+
+/// Queues the provisioning of a tenant that was created for it, or whose last one failed.
+pub(super) async fn provision(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Command(once): Command,
+) -> Result<Answer, Problem> {
+    let found = find(&app, &tenant).await?;
+    let (mut tx, now) = (begin_about(&app, &found, "provision a tenant").await?, app.now());
+    let by = tx.actor().clone();
+    if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
+        return Ok(answer);
+    }
+    let operation = tx.request_provisioning(found.id, plans(), Value::Null, Some(request_id)).await?;
     let answer = Answer::accepted(&operation, format!("/api/v1/operations/{}", operation.id))?;
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
     tx.commit().await?;

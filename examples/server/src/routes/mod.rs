@@ -71,6 +71,7 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/erase", lifecycle::erase),
         route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
         route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
+        route(Method::POST, "/api/v1/tenants/{tenant}/provision", lifecycle::provision),
     ]
 }
 
