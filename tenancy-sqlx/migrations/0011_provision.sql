@@ -1,10 +1,10 @@
 -- Provisioning: a tenant's own transaction keeps what came of a step, and nobody activates a tenant that is half made.
 
 -- Keeps what came of a step of the tenant's provisioning, if the attempt is still the one that may.
-create function tenancy.provision_finish(of_operation uuid, of_attempt bigint, step text, output jsonb) returns boolean
+create function tenancy.provision_finish(of_operation uuid, of_attempt bigint, of_step text, output jsonb) returns boolean
   language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  update tenancy.operations o set steps = o.steps || jsonb_build_object(step, output), updated_at = clock_timestamp()
+  update tenancy.operations o set steps = o.steps || jsonb_build_object(of_step, output), updated_at = clock_timestamp()
    where o.id = of_operation and o.tenant_id = tenancy.current_tenant() and o.kind = 'provision' and o.state = 'running' and o.attempts = of_attempt;
   return found;
 end $$;
