@@ -23,3 +23,14 @@ end $$;
 revoke all on function tenancy.hold_provisioning() from public;
 create trigger hold_provisioning before update on tenancy.tenants for each row
   when (old.status = 'provisioning' and new.status not in ('provisioning', 'erased')) execute function tenancy.hold_provisioning();
+
+-- Marks a job of the tenant as done, in the transaction of its work; false if it is done or was given up.
+create function tenancy.job_finish(of_message bigint) returns boolean
+  language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  update tenancy.outbox o set sent_at = clock_timestamp(), claim = null, secret_gone = o.secret_gone or o.secret is not null, secret = null
+   where o.id = of_message and o.tenant_id = tenancy.current_tenant() and o.topic like 'job.%' and o.sent_at is null and o.dead_at is null;
+  return found;
+end $$;
+revoke all on function tenancy.job_finish(bigint) from public;
+grant execute on function tenancy.job_finish(bigint) to tenancy_app;

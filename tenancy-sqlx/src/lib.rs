@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod erase;
 pub mod isolation;
+pub mod jobs;
 pub mod operations;
 pub mod outbox;
 pub mod preflight;

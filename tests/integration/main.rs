@@ -11,6 +11,7 @@ mod erase;
 mod guard;
 mod isolation;
 mod isolation_report;
+mod jobs;
 mod macros;
 mod mail;
 mod members;
