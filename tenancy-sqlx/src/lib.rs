@@ -22,6 +22,8 @@ mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
+#[cfg(feature = "export")]
+pub mod export;
 #[cfg(feature = "mail")]
 pub mod mail;
 #[cfg(all(unix, feature = "testing"))]

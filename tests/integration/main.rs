@@ -8,6 +8,7 @@ mod cancel;
 mod catalog;
 mod checker;
 mod erase;
+mod export;
 mod guard;
 mod isolation;
 mod isolation_report;

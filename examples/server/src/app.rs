@@ -10,6 +10,7 @@ use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
 use tenancy_sqlx::erase::Erase;
+use tenancy_sqlx::export::{Export, Exports};
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::provision::Provision;
@@ -41,10 +42,11 @@ const WORKER_LIMIT: Duration = Duration::from_secs(5);
 const WORK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Does what operators have queued.
-pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, config: &Config) -> Result<Operations> {
-    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects(objects.clone());
+pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, exports: &Exports, config: &Config) -> Result<Operations> {
+    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects((objects.clone(), exports.clone()));
+    let export = Export::new(db, exports.clone()).with_objects(objects.clone());
     let provision = Provision::new(db, plans().clone()).with_storage(objects.clone()).with_hook(Welcome);
-    Ok(Operations::new(db).with(Erase::KIND, erase).with(Provision::KIND, provision))
+    Ok(Operations::new(db).with(Erase::KIND, erase).with(Provision::KIND, provision).with(Export::KIND, export))
 }
 
 /// What the handlers share.
@@ -54,6 +56,7 @@ pub(crate) struct App {
     pub(crate) catalog: PgCatalog,
     pub(crate) meter: Meter,
     pub(crate) objects: TenantObjects,
+    pub(crate) exports: Exports,
     pub(crate) operator_token: OperatorToken,
     pub(crate) max_body: usize,
     pub(crate) max_attachment: u64,
@@ -118,6 +121,7 @@ impl Running {
         metrics::install();
         let store = attachment_store::store(config)?;
         let objects = attachment_store::open(Arc::clone(&store))?;
+        let exports = attachment_store::exports(Arc::clone(&store));
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         let resolver = match text(&config.base_domain) {
             Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
@@ -153,6 +157,7 @@ impl Running {
             meter: Meter::start(&db, MeterOptions::default()).await?,
             db,
             objects,
+            exports,
             operator_token,
             max_body: config.max_body,
             max_attachment: config.max_attachment,
@@ -165,7 +170,7 @@ impl Running {
         let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
         let mut work = JoinSet::new();
         if database.has_admin() {
-            work.spawn(operations(&app.db, &app.objects, config)?.run(WORK_INTERVAL));
+            work.spawn(operations(&app.db, &app.objects, &app.exports, config)?.run(WORK_INTERVAL));
         }
         let router = routes::router(&app, resolver, database.has_admin());
         let listener = listener.tap_io(|connection| {

@@ -134,6 +134,17 @@ impl TenantObjects {
         self.of(cx.tenant_id())
     }
 
+    /// The objects of a tenant that need not be active, for the platform's own work on it: where no context can be had.
+    ///
+    /// # Errors
+    /// As [`scope`](Self::scope).
+    ///
+    /// # Security
+    /// The caller vouches that whoever acts may reach any tenant's objects.
+    pub fn dangerous_scope(&self, tenant_id: TenantId) -> Result<TenantStore> {
+        self.of(tenant_id)
+    }
+
     fn of(&self, tenant_id: TenantId) -> Result<TenantStore> {
         let (inner, prefix) = match &self.placement {
             Placement::Prefixed { store, root } => (Arc::clone(store), root.clone().join(tenant_id.to_string())),

@@ -72,6 +72,8 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
         route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
         route(Method::POST, "/api/v1/tenants/{tenant}/provision", lifecycle::provision),
+        route(Method::POST, "/api/v1/tenants/{tenant}/export", lifecycle::export),
+        route(Method::GET, "/api/v1/operations/{operation}/files/{file}", lifecycle::file),
     ]
 }
 
