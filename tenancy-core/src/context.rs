@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::storage::TenantCatalog;
@@ -284,14 +285,63 @@ impl fmt::Debug for TenantContext {
 pub struct JobEnvelope {
     tenant_id: TenantId,
     name: String,
+    #[serde(default)]
+    payload: Value,
     on_behalf_of: Actor,
     request_id: Uuid,
+    #[serde(default = "first")]
+    attempt: u32,
+}
+
+const fn first() -> u32 {
+    1
 }
 
 impl JobEnvelope {
     /// An envelope for a job of kind `name`, caused by whoever acts in `cx`.
     pub fn new(cx: &TenantContext, name: impl Into<String>) -> Self {
-        Self { tenant_id: cx.tenant_id(), name: name.into(), on_behalf_of: cx.principal().actor(), request_id: cx.request_id() }
+        Self {
+            tenant_id: cx.tenant_id(),
+            name: name.into(),
+            payload: Value::Null,
+            on_behalf_of: cx.principal().actor(),
+            request_id: cx.request_id(),
+            attempt: first(),
+        }
+    }
+
+    /// The same job with what it is to work on.
+    #[must_use]
+    pub fn with_payload(mut self, payload: Value) -> Self {
+        self.payload = payload;
+        self
+    }
+
+    /// The same job at its `attempt`th try, from 1.
+    #[must_use]
+    pub fn with_attempt(mut self, attempt: u32) -> Self {
+        self.attempt = attempt;
+        self
+    }
+
+    /// Which kind of work.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is to work on.
+    pub fn payload(&self) -> &Value {
+        &self.payload
+    }
+
+    /// The request that caused it.
+    pub fn request_id(&self) -> Uuid {
+        self.request_id
+    }
+
+    /// The how-manieth try this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
     }
 
     /// Which tenant the job is for.
@@ -344,6 +394,9 @@ mod tests {
         assert_eq!(envelope.establish(&catalog).await.expect_err("suspended").kind(), ErrorKind::TenantInactive);
         assert_eq!(envelope.establish(&MemoryCatalog::new()).await.expect_err("elsewhere").kind(), ErrorKind::TenantNotFound);
         assert!(serde_json::from_str::<JobEnvelope>(&queued.replace("\"name\"", "\"nome\"")).is_err());
+        let nobodys = queued.replacen(&format!("\"tenant_id\":\"{}\",", cx.tenant_id()), "", 1);
+        let error = serde_json::from_str::<JobEnvelope>(&nobodys).expect_err("a job without a tenant").to_string();
+        assert!(error.contains("missing field `tenant_id`"), "{error}");
     }
 
     #[tokio::test]

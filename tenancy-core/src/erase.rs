@@ -37,3 +37,17 @@ pub trait Erasable: Send + Sync + 'static {
     /// [`Unavailable`](crate::ErrorKind::Unavailable): some objects may be left.
     async fn erase(&self, tenant: TenantId) -> Result<()>;
 }
+
+/// Both of them: a tenant's objects, and its exports, say.
+#[async_trait]
+impl<A: Erasable, B: Erasable> Erasable for (A, B) {
+    async fn measure(&self, tenant: TenantId) -> Result<Stored> {
+        let (one, two) = (self.0.measure(tenant).await?, self.1.measure(tenant).await?);
+        Ok(Stored::new(one.objects + two.objects, one.bytes.saturating_add(two.bytes)))
+    }
+
+    async fn erase(&self, tenant: TenantId) -> Result<()> {
+        self.0.erase(tenant).await?;
+        self.1.erase(tenant).await
+    }
+}

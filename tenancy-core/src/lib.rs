@@ -11,6 +11,7 @@ pub mod id;
 pub mod invite;
 pub mod member;
 pub mod outbox;
+pub mod provision;
 pub mod quota;
 pub mod storage;
 pub mod tenant;

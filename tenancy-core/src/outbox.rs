@@ -125,6 +125,9 @@ pub enum DeliveryError {
     /// It may succeed later.
     #[error("{0}")]
     Retry(String),
+    /// It is not to be delivered now, and this is no try: the tenant is suspended, say.
+    #[error("{0}")]
+    Held(String),
     /// It will never succeed: no such address, say.
     #[error("{0}")]
     Refused(String),

@@ -383,9 +383,7 @@ impl SystemTx {
         expected: Option<u64>,
         now: chrono::DateTime<chrono::Utc>,
     ) -> Result<Tenant> {
-        let query = AssertSqlSafe(format!("select {COLUMNS} from tenancy.tenants where id = $1 for update"));
-        let row = sqlx::query(query).bind(id.as_uuid()).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
-        let before = row.map(|row| tenant(&row)).transpose()?.ok_or_else(Error::not_found)?;
+        let before = self.lock_tenant(id).await?;
         let after = before.changed(change, expected, now)?;
         sqlx::query(
             "update tenancy.tenants set slug = $2, name = $3, status = $4, branding = $5, flags = $6, plan = $7, updated_at = $8, version = $9
@@ -410,6 +408,13 @@ impl SystemTx {
         let event = AuditEvent::new(self.actor().clone(), action, id.to_string()).with_tenant(id).with_detail(detail);
         self.audit(&event).await?;
         Ok(after)
+    }
+
+    /// The tenant's row, which nobody else changes before the transaction ends.
+    pub(crate) async fn lock_tenant(&mut self, id: TenantId) -> Result<Tenant> {
+        let query = AssertSqlSafe(format!("select {COLUMNS} from tenancy.tenants where id = $1 for update"));
+        let row = sqlx::query(query).bind(id.as_uuid()).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
+        row.map(|row| tenant(&row)).transpose()?.ok_or_else(Error::not_found)
     }
 
     /// Leaves a tombstone of the tenant: an id and two dates.
@@ -492,7 +497,9 @@ fn slug_taken(error: sqlx::Error) -> Error {
         Some("tenants_slug_key") => Error::new(ErrorKind::Conflict, "the slug is taken: choose another").with_source(error),
         Some("tenants_pkey") => Error::new(ErrorKind::Conflict, "the id is taken").with_source(error),
         _ if error.as_database_error().is_some_and(|db| db.code().as_deref() == Some("55006")) => {
-            Error::new(ErrorKind::Conflict, "the tenant is being erased").with_source(error)
+            // Of the kit's own triggers: it is being erased, or not provisioned yet.
+            let why = error.as_database_error().map_or("", |db| db.message()).trim_start_matches("tenancy: ").to_owned();
+            Error::new(ErrorKind::Conflict, why).with_source(error)
         }
         _ => from_sqlx(error),
     }

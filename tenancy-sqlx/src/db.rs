@@ -233,9 +233,13 @@ impl TenantDb {
     async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        let begin = self.0.begin_for(begin, tenant_id);
+        self.begin_unserved(ForTenant { tenant_id, request_id: cx.request_id() }, begin, read_only).await
+    }
+
+    /// Begins a transaction for a tenant that need not be active: for operations on it, which nobody else does at the time.
+    pub(crate) async fn begin_unserved(&self, scope: ForTenant, begin: &str, read_only: bool) -> Result<TenantTx> {
+        let begin = self.0.begin_for(begin, scope.tenant_id);
         let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
-        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
         Ok(Tx::new(lease, scope, read_only, self.0.named_statements))
     }
 

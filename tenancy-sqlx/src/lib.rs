@@ -4,9 +4,11 @@ pub mod audit;
 pub mod config;
 pub mod erase;
 pub mod isolation;
+pub mod jobs;
 pub mod operations;
 pub mod outbox;
 pub mod preflight;
+pub mod provision;
 pub mod quota;
 pub mod schema;
 pub mod sign_in;
@@ -24,6 +26,8 @@ mod seal;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
+#[cfg(feature = "export")]
+pub mod export;
 #[cfg(feature = "mail")]
 pub mod mail;
 #[cfg(all(unix, feature = "testing"))]

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::dangerous::begin_admin;
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
-use crate::tx::SystemTx;
+use crate::tx::{SystemTx, TenantTx};
 
 /// For how long a claim holds without being renewed, in seconds, unless [said](Operations::with_lease).
 const LEASE: Duration = Duration::from_secs(15);
@@ -326,6 +326,14 @@ impl Progress {
     pub async fn finish(&self, tx: &mut SystemTx, name: &str, output: &Value) -> Result<()> {
         let query = "update tenancy.operations set steps = steps || jsonb_build_object($2, $3::jsonb), updated_at = clock_timestamp() where id = $1";
         sqlx::query(query).bind(self.id).bind(name).bind(Json(output)).execute(tx).await.map(drop).map_err(from_sqlx)
+    }
+
+    /// [`finish`](Progress::finish), as part of a transaction of the tenant itself, which can be committed only while the operation is
+    /// this node's.
+    pub(crate) async fn finish_within(&self, tx: &mut TenantTx, name: &str, output: &Value) -> Result<()> {
+        let query = sqlx::query_scalar("select tenancy.provision_finish($1, $2, $3, $4)");
+        let kept: bool = query.bind(self.id).bind(self.attempt).bind(name).bind(Json(output)).fetch_one(tx).await.map_err(from_sqlx)?;
+        if kept { Ok(()) } else { Err(lost()) }
     }
 
     /// Ends the operation, as part of a transaction from [`begin`](Progress::begin): for work whose last write and end must be one.

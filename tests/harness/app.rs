@@ -136,9 +136,10 @@ impl TestApp {
         all
     }
 
-    /// Every file, but for mails and the anchors of the audit log, which the server writes by itself.
+    /// Every file, but for mails, exports, and the anchors of the audit log, which the server writes by itself.
     pub fn kept_files(&self) -> Vec<String> {
-        let own = [self.config.data_dir.join("mailbox"), self.config.data_dir.join("objects").join("audit-anchors")];
+        let objects = self.config.data_dir.join("objects");
+        let own = [self.config.data_dir.join("mailbox"), objects.join("audit-anchors"), objects.join("exports")];
         files(self.folder()).into_iter().filter(|file| !own.iter().any(|folder| Path::new(file).starts_with(folder))).collect()
     }
 

@@ -11,8 +11,10 @@ use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug};
 use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
+use tenancy_sqlx::export::{Export, Exports};
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
+use tenancy_sqlx::provision::Provision;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, ExtensionResolver, FirstOf, HostResolver};
@@ -28,8 +30,10 @@ use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
 use crate::mailer::{self, Mailbox};
 use crate::metrics;
+use crate::plans::plans;
 use crate::routes;
 use crate::settings;
+use crate::welcome::Welcome;
 
 /// How long requests in flight may take to finish when the server stops.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -42,9 +46,11 @@ const LINK_REQUESTS: usize = 16;
 const WORK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Does what operators have queued.
-pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, config: &Config) -> Result<Operations> {
-    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects(objects.clone());
-    Ok(Operations::new(db).with(Erase::KIND, erase))
+pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, exports: &Exports, config: &Config) -> Result<Operations> {
+    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects((objects.clone(), exports.clone()));
+    let export = Export::new(db, exports.clone()).with_objects(objects.clone());
+    let provision = Provision::new(db, plans().clone()).with_storage(objects.clone()).with_hook(Welcome);
+    Ok(Operations::new(db).with(Erase::KIND, erase).with(Provision::KIND, provision).with(Export::KIND, export))
 }
 
 /// What the handlers share.
@@ -55,6 +61,7 @@ pub(crate) struct App {
     pub(crate) meter: Meter,
     pub(crate) configs: Configs,
     pub(crate) objects: TenantObjects,
+    pub(crate) exports: Exports,
     pub(crate) operator_token: OperatorToken,
     pub(crate) max_body: usize,
     pub(crate) max_attachment: u64,
@@ -129,6 +136,7 @@ impl Running {
         metrics::install();
         let store = attachment_store::store(config)?;
         let objects = attachment_store::open(Arc::clone(&store))?;
+        let exports = attachment_store::exports(Arc::clone(&store));
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         // Signed tokens, or what `signed_in` has looked up.
         let proofs = FirstOf::new(tokens).then(ExtensionResolver);
@@ -168,6 +176,7 @@ impl Running {
             configs: settings::configs(&db)?,
             db,
             objects,
+            exports,
             operator_token,
             max_body: config.max_body,
             max_attachment: config.max_attachment,
@@ -183,7 +192,7 @@ impl Running {
         let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
         let mut work = JoinSet::new();
         if database.has_admin() {
-            work.spawn(operations(&app.db, &app.objects, config)?.run(WORK_INTERVAL));
+            work.spawn(operations(&app.db, &app.objects, &app.exports, config)?.run(WORK_INTERVAL));
         }
         let router = routes::router(&app, resolver, host, database.has_admin());
         let listener = listener.tap_io(|connection| {

@@ -12,6 +12,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use tenancy_core::objects::{TenantObjects, TenantStore};
 use tenancy_core::{Error, ErrorKind, Result};
+use tenancy_sqlx::export::Exports;
 use uuid::Uuid;
 
 use crate::config::{Config, text};
@@ -25,6 +26,11 @@ pub(crate) fn open(store: Arc<dyn ObjectStore>) -> Result<TenantObjects> {
             tracing::error!(%tenant_id, "the object store failed: {error}");
         }
     }))
+}
+
+/// What was exported of tenants, in the operators' part of `store`.
+pub(crate) fn exports(store: Arc<dyn ObjectStore>) -> Exports {
+    Exports::new(store, Path::from("exports"))
 }
 
 /// The store that the settings name.

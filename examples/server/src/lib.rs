@@ -35,6 +35,7 @@ mod settings;
 mod signed_in;
 mod standing;
 mod visitor;
+mod welcome;
 
 pub use app::Running;
 pub use config::{Config, Secret};

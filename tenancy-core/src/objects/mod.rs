@@ -68,6 +68,7 @@ use crate::{Error, ErrorKind, Result, TenantContext, TenantId};
 mod erase;
 mod error;
 mod path;
+mod provision;
 
 pub use self::error::into_error;
 pub use self::path::{MAX_PATH_LEN, MAX_SEGMENT_LEN, parse_path};
@@ -131,6 +132,17 @@ impl TenantObjects {
     /// What the function given to [`bucketed`](Self::bucketed) says; none for a [`prefixed`](Self::prefixed) store.
     pub fn scope(&self, cx: &TenantContext) -> Result<TenantStore> {
         self.of(cx.tenant_id())
+    }
+
+    /// The objects of a tenant that need not be active, for the platform's own work on it: where no context can be had.
+    ///
+    /// # Errors
+    /// As [`scope`](Self::scope).
+    ///
+    /// # Security
+    /// The caller vouches that whoever acts may reach any tenant's objects.
+    pub fn dangerous_scope(&self, tenant_id: TenantId) -> Result<TenantStore> {
+        self.of(tenant_id)
     }
 
     fn of(&self, tenant_id: TenantId) -> Result<TenantStore> {

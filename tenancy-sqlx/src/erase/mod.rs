@@ -40,6 +40,8 @@ mod run;
 mod scan;
 
 pub use certificate::CertificateKey;
+#[cfg(feature = "export")]
+pub(crate) use plan::tenant_tables;
 
 /// Does erasures: the handler of [`Erase::KIND`].
 #[derive(Clone)]

@@ -75,6 +75,14 @@ impl Table {
     }
 }
 
+/// The tables that hold rows of tenants: each one's oid, quoted name and quoted tenant column.
+#[cfg(feature = "export")]
+pub(crate) async fn tenant_tables(tx: &mut SystemTx) -> Result<Vec<(i64, String, String)>> {
+    let tables: Vec<Table> = sqlx::query_as(include_str!("facts.sql")).fetch_all(tx).await.map_err(from_sqlx)?;
+    let named = tables.into_iter().filter(|table| table.is_tenants() && table.is_uuid);
+    Ok(named.filter_map(|table| Some((table.oid, table.sql, super::scan::quoted(&table.col?)))).collect())
+}
+
 /// What an erasure does.
 #[derive(Debug)]
 pub(super) struct Plan {

@@ -99,7 +99,7 @@ impl WorkerOptions {
 ///   repeated, with the same key, only where the answer of a delivery or the worker itself was lost.
 /// - A message is with one worker at a time, by a lease that is longer than a delivery may take.
 /// - However many messages one tenant has, another's next one comes before its second.
-/// - Messages of a tenant that is not active are held until it is.
+/// - Messages of a tenant that is not active are held until it is; [jobs](crate::jobs) of one that is archived are given up.
 /// - A secret is removed in the statement that records the delivery, or the end of trying.
 ///
 /// # Metrics
@@ -260,6 +260,15 @@ impl Work {
         .await
         .map_err(from_sqlx)?;
         sqlx::query(
+            "update tenancy.outbox o set dead_at = clock_timestamp(), claim = null, secret_gone = o.secret_gone or o.secret is not null, secret = null,
+                    last_error = 'the tenant is ' || t.status
+               from tenancy.tenants t
+              where t.id = o.tenant_id and t.status in ('archived', 'erased') and o.topic like 'job.%' and o.sent_at is null and o.dead_at is null",
+        )
+        .execute(&mut tx)
+        .await
+        .map_err(from_sqlx)?;
+        sqlx::query(
             "delete from tenancy.outbox where id in
                (select id from tenancy.outbox where sent_at < clock_timestamp() - make_interval(secs => $1) order by sent_at limit 10000)",
         )
@@ -309,11 +318,13 @@ async fn deliver(sink: Arc<dyn Sink>, delivery: Delivery, claim: Uuid, timeout: 
             Some(wait) => How::Later { why, wait },
             None => How::Dead { why },
         },
+        Err(DeliveryError::Held(why)) => How::Held { why },
         Err(error) => How::Dead { why: error.to_string() },
     };
     #[cfg(feature = "metrics")]
     match how {
         How::Sent => metrics::counter!("outbox.delivered", "topic" => delivery.topic.clone()).increment(1),
+        How::Held { .. } => {}
         _ => metrics::counter!("outbox.failed", "topic" => delivery.topic.clone()).increment(1),
     }
     if let How::Dead { why } = &how {

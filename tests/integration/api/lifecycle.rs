@@ -12,7 +12,7 @@ async fn fill(of: &Member) -> String {
     document
 }
 
-async fn ends(app: &TestApp, location: &str) -> Value {
+pub(super) async fn ends(app: &TestApp, location: &str) -> Value {
     loop {
         let now = app.operator().get(location).await.expect(200).json();
         match now["state"].as_str() {
@@ -53,4 +53,59 @@ async fn an_operator_erases_an_archived_tenant_and_nothing_of_another() {
     let kept = globex.get(&format!("/api/v1/documents/{document}/attachments/a")).await.expect(200);
     assert_eq!(kept.body.len(), 1000);
     app.operator().create(&acme.slug).await;
+}
+
+#[tokio::test]
+async fn an_operator_exports_a_tenant_and_downloads_its_files() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    fill(&acme).await;
+    fill(&globex).await;
+    let at = format!("/api/v1/tenants/{}/export", acme.tenant);
+    acme.ask("POST", &at).await.problem("unauthenticated");
+    let queued = app.operator().ask("POST", &at).with("idempotency-key", "once").await.expect(202);
+    let location = queued.header("location").to_owned();
+    ends(&app, &location).await;
+    assert_eq!(app.operator().ask("POST", &at).with("idempotency-key", "once").await.expect(202).header("location"), location);
+
+    let manifest = app.operator().get(&format!("{location}/files/manifest.json")).await.expect(200).json();
+    let table = |name: &str| {
+        let tables = manifest["tables"].as_array().expect("tables").iter();
+        tables.clone().find(|table| table["table"] == name).unwrap_or_else(|| panic!("{manifest}")).clone()
+    };
+    assert_eq!((&table("public.attachments")["rows"], &manifest["objects"]["objects"]), (&json!(1), &json!(1)));
+    let file = table("public.projects")["file"].as_str().expect("a name").to_owned();
+    let projects = app.operator().get(&format!("{location}/files/{file}")).await.expect(200);
+    assert_eq!(projects.header("content-type"), "application/x-ndjson");
+    let text = String::from_utf8(projects.body.clone()).expect("UTF-8");
+    assert!(text.contains(&acme.tenant) && !text.contains(&globex.tenant), "{text}");
+    let listed = app.operator().get(&format!("{location}/files/objects.ndjson")).await.expect(200);
+    let object: Value = serde_json::from_slice(&listed.body).expect("one line");
+    let name = object["file"].as_str().expect("a name").replace('/', "%2F");
+    assert_eq!(app.operator().get(&format!("{location}/files/{name}")).await.expect(200).body, vec![7; 1000]);
+
+    for absent in ["nothing", "..%2F1%2Fmanifest.json", "%2Fetc%2Fpasswd", "objects"] {
+        app.operator().get(&format!("{location}/files/{absent}")).await.problem("not-found");
+    }
+    acme.get(&format!("{location}/files/manifest.json")).await.problem("unauthenticated");
+    let erasure = super::operations::failed_operation(&app, &acme.tenant).await;
+    app.operator().get(&format!("/api/v1/operations/{erasure}/files/manifest.json")).await.problem("not-found");
+}
+
+/// On another node than the one that was asked.
+#[tokio::test]
+async fn an_archived_tenant_is_refused_elsewhere_within_a_second() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let node = app.another_node().await;
+    let (there, other) = (acme.at(&node), globex.at(&node));
+    for member in [&there, &other] {
+        member.get("/api/v1/projects").await.expect(200); // warm
+    }
+    app.operator().delete(&format!("/api/v1/tenants/{}", acme.tenant)).await.expect(204);
+    let since = std::time::Instant::now();
+    while there.get("/api/v1/projects").await.status == 200 {
+        assert!(since.elapsed() < Duration::from_secs(1), "it is refused everywhere within a second");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    there.get("/api/v1/projects").await.problem("tenant-inactive");
+    other.get("/api/v1/projects").await.expect(200);
 }

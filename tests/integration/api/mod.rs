@@ -12,6 +12,7 @@ mod operations;
 mod oracle;
 mod outbox;
 mod projects;
+mod provision;
 mod quotas;
 mod sign_in;
 mod tenants;

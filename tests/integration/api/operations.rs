@@ -88,9 +88,18 @@ async fn dead_message(app: &TestApp) -> i64 {
 }
 
 /// Long work on the tenant.
-async fn operation(app: &TestApp, tenant: &str) -> String {
+pub(super) async fn failed_operation(app: &TestApp, tenant: &str) -> String {
     let sql = "insert into tenancy.operations (tenant_id, kind, state, created_by) values ($1::uuid, 'erase', 'failed', 'a test') returning id::text";
     sqlx::query_scalar(sql).bind(tenant).fetch_one(&mut app.db_eye().await).await.expect("an operation")
+}
+
+/// The target with an export of the tenant that is done, and a file of it.
+async fn export(app: &TestApp, tenant: &str, target: &str) -> String {
+    let sql = "insert into tenancy.operations (tenant_id, kind, state, result, created_by) values ($1::uuid, 'export', 'done', '{\"attempt\": 1}', 'a test') returning id::text";
+    let id: String = sqlx::query_scalar(sql).bind(tenant).fetch_one(&mut app.db_eye().await).await.expect("an operation");
+    let folder = app.config.data_dir.join("objects").join("exports").join(tenant).join(&id).join("1");
+    std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join("manifest.json"), "{}")).expect("written");
+    target.replace("{operation}", &id).replace("{file}", "manifest.json")
 }
 
 /// A request for an operation of the document, with names of things that are there and are nobody else's.
@@ -107,8 +116,10 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let target =
         if target.contains("{session}") { target.replace("{session}", &app.db_session(&owner.tenant, &member).await) } else { target };
     let target = if target.contains("{api_token}") { target.replace("{api_token}", &owner.api_token(&member).await.0) } else { target };
-    let target = if target.contains("{operation}") { target.replace("{operation}", &operation(app, &owner.tenant).await) } else { target };
     let target = target.replace("{plan}", "standard");
+    let target = if target.contains("{file}") { export(app, &owner.tenant, &target).await } else { target };
+    let target =
+        if target.contains("{operation}") { target.replace("{operation}", &failed_operation(app, &owner.tenant).await) } else { target };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     if security == &json!([]) {
         app.stranger().ask(method, &target)

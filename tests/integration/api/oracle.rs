@@ -558,7 +558,7 @@ async fn other_tenants_are_tenants_that_never_were() {
     };
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
-            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation")),
+            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation" | "file")),
             "{}: teach me what it names",
             operation.called()
         );

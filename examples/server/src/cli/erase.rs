@@ -1,18 +1,15 @@
-//! `tenancy-server tenant erase`: queues the erasure, and does it unless a running server has taken it.
+//! `tenancy-server tenant erase`: queues the erasure, and sees it done.
 
-use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
 
-use tenancy_core::{Error, ErrorKind, Result, TenantHint, TenantSlug};
+use tenancy_core::{Error, Result, TenantHint, TenantSlug};
 use tenancy_sqlx::TenantDb;
 
-use super::{say, tenant};
+use super::{tenant, work};
 use crate::app::operations;
 use crate::attachment_store;
 use crate::config::Config;
-
-const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(
     config: &Config,
@@ -26,36 +23,10 @@ pub(super) async fn run(
     if found.slug != *confirm {
         return Err(Error::invalid("--confirm", "must be the slug of the tenant that is to be erased"));
     }
-    let worker = operations(db, &attachment_store::open(attachment_store::store(config)?)?, config)?;
+    let store = attachment_store::store(config)?;
+    let worker = operations(db, &attachment_store::open(Arc::clone(&store))?, &attachment_store::exports(store), config)?;
     let mut tx = db.dangerous().begin_system("erase a tenant").await?;
     let id = tx.request_erasure(found.id, reason, None).await?.id;
     tx.commit().await?;
-    let watch = async {
-        let mut said = String::new();
-        loop {
-            let operation = db.dangerous().begin_system("watch an erasure").await?.operation(id).await?;
-            if operation.state == "done" || operation.state == "failed" {
-                return Ok::<_, Error>(operation);
-            }
-            let line = format!("{}: {} {}", operation.step, operation.done, operation.unit);
-            if line != said && !operation.step.is_empty() {
-                let _ = writeln!(std::io::stderr(), "{line}");
-                said = line;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let operation = tokio::select! {
-        operation = watch => operation?,
-        () = worker.run(LOOK) => return Err(Error::new(ErrorKind::Internal, "the worker ended")),
-    };
-    if operation.state == "failed" {
-        return Err(Error::new(ErrorKind::Conflict, operation.error.unwrap_or_default()));
-    }
-    if json {
-        say(serde_json::json!(operation));
-    } else {
-        say(format_args!("{} is erased: operation {id} has the certificate", found.id));
-    }
-    Ok(ExitCode::SUCCESS)
+    work::finish(db, worker, id, json, |_| format!("{} is erased: operation {id} has the certificate", found.id)).await
 }

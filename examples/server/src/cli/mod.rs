@@ -19,8 +19,10 @@ mod certificate;
 mod doctor;
 mod erase;
 mod isolation;
+mod provision;
 mod tenant;
 mod token;
+mod work;
 
 /// A multi-tenant API on PostgreSQL.
 ///
@@ -45,7 +47,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Create, list, show, suspend, resume, archive and erase tenants
+    /// Create, provision, list, show, suspend, resume, archive and erase tenants
     #[command(subcommand)]
     Tenant(tenant::Verb),
     /// Check the set-up: database, schema, privileges, object store, keys

@@ -10,14 +10,14 @@ use tenancy_core::{
 };
 use tenancy_sqlx::{PgCatalog, TenantDb};
 
-use super::{erase, say};
+use super::{erase, provision, say};
 use crate::config::Config;
 use crate::database::Database;
-use crate::plans::entitle;
+use crate::plans::{entitle, plans};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Create a tenant, which is active at once
+    /// Create a tenant, which is active at once unless it is to be provisioned
     Create {
         /// The tenant's name in addresses: a DNS label of 3 to 40 characters
         slug: TenantSlug,
@@ -27,7 +27,18 @@ pub(super) enum Verb {
         /// The plan: free, standard or unlimited
         #[arg(long, default_value = Tenant::DEFAULT_PLAN)]
         plan: String,
+        /// It is to be provisioned: it is refused everywhere until then
+        #[arg(long)]
+        provisioning: bool,
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Provision a tenant that was created with --provisioning: its quotas, its first rows; then it is active
+    Provision {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON: the operation
         #[arg(long)]
         json: bool,
     },
@@ -109,19 +120,26 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
     if let Verb::Erase { tenant, confirm, reason, json } = verb {
         return erase::run(config, &db, &tenant, &confirm, &reason, json).await;
     }
+    if let Verb::Provision { tenant, json } = verb {
+        return provision::run(config, &db, &tenant, json).await;
+    }
     act(&db, verb).await
 }
 
 async fn act(db: &TenantDb, verb: Verb) -> Result<ExitCode> {
     let (catalog, by) = (&db.catalog(), Actor::System);
     match verb {
-        Verb::Create { slug, name, plan, json } => {
+        Verb::Create { slug, name, plan, provisioning, json } => {
             let name = name.unwrap_or_else(|| slug.to_string());
-            let mut new = NewTenant::new(slug, name).active();
+            let new = NewTenant::new(slug, name);
+            let mut new = if provisioning { new } else { new.active() };
             new.plan = plan;
+            plans().plan(&new.plan)?;
             let mut tx = db.dangerous().begin_system("create a tenant").await?;
             let tenant = tx.create_tenant(new, SystemClock.now().trunc_subsecs(6)).await?;
-            entitle(&mut tx, tenant.id, &tenant.plan).await?;
+            if !provisioning {
+                entitle(&mut tx, tenant.id, &tenant.plan).await?;
+            }
             tx.commit().await?;
             print(&tenant, json)?;
         }
@@ -139,7 +157,7 @@ async fn act(db: &TenantDb, verb: Verb) -> Result<ExitCode> {
             }
         }
         Verb::Show { tenant, json } => print(&*find(catalog, &tenant).await?, json)?,
-        Verb::Erase { .. } => {}
+        Verb::Erase { .. } | Verb::Provision { .. } => {}
         Verb::Archive { tenant, json } => go_to(catalog, &tenant, TenantStatus::Archived, &by, json).await?,
         Verb::Suspend { tenant, json } => go_to(catalog, &tenant, TenantStatus::Suspended, &by, json).await?,
         Verb::Resume { tenant, json } => go_to(catalog, &tenant, TenantStatus::Active, &by, json).await?,
@@ -155,6 +173,9 @@ async fn go_to(catalog: &PgCatalog, hint: &TenantHint, to: TenantStatus, by: &Ac
     let found = find(catalog, hint).await?;
     if found.status == to {
         return print(&found, json);
+    }
+    if found.status == TenantStatus::Provisioning && to == TenantStatus::Active {
+        return Err(Error::new(ErrorKind::Conflict, "the tenant is not provisioned yet: provision it"));
     }
     // The version that was read: whoever else changes it meanwhile is not overruled unseen.
     print(&*catalog.update(found.id, TenantChange::status(to), Some(found.version), by).await?, json)

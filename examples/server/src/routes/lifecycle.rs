@@ -1,21 +1,26 @@
-//! Long work on tenants, for operators: erasure, and how it goes on.
+//! Long work on tenants, for operators: provisioning, export, erasure, and how they go on.
 
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::body::Body;
 use axum::extract::State;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
+use serde_json::Value;
 use tenancy_core::{Error, Result};
 use tenancy_sqlx::operations::Operation;
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
 
-use super::tenants::{begin, find};
+use super::tenants::{begin, begin_about, find};
 use crate::app::App;
 use crate::edge::RequestId;
 use crate::extract::{NoQuery, Path, Query};
-use crate::idempotency::{Answer, Memory, Submitted};
+use crate::idempotency::{Answer, Command, Memory, Submitted};
 use crate::page::Page;
+use crate::plans::plans;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +52,71 @@ pub(super) async fn erase(
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
     tx.commit().await?;
     Ok(answer)
+}
+
+/// Queues the provisioning of a tenant that was created for it, or whose last one failed.
+pub(super) async fn provision(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Command(once): Command,
+) -> Result<Answer, Problem> {
+    let found = find(&app, &tenant).await?;
+    let (mut tx, now) = (begin_about(&app, &found, "provision a tenant").await?, app.now());
+    let by = tx.actor().clone();
+    if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
+        return Ok(answer);
+    }
+    let operation = tx.request_provisioning(found.id, plans(), Value::Null, Some(request_id)).await?;
+    let answer = Answer::accepted(&operation, format!("/api/v1/operations/{}", operation.id))?;
+    once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
+    tx.commit().await?;
+    Ok(answer)
+}
+
+/// Queues the export of a tenant's rows and objects.
+pub(super) async fn export(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Command(once): Command,
+) -> Result<Answer, Problem> {
+    let found = find(&app, &tenant).await?;
+    let (mut tx, now) = (begin_about(&app, &found, "export a tenant").await?, app.now());
+    let by = tx.actor().clone();
+    if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
+        return Ok(answer);
+    }
+    let operation = tx.request_export(found.id, Some(request_id)).await?;
+    let answer = Answer::accepted(&operation, format!("/api/v1/operations/{}", operation.id))?;
+    once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
+    tx.commit().await?;
+    Ok(answer)
+}
+
+/// A file of an export: `manifest.json` names the others.
+pub(super) async fn file(
+    State(app): State<Arc<App>>,
+    Path((operation, file)): Path<(String, String)>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<Response, Problem> {
+    let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
+    let operation = begin(&app, "download a file of an export").await?.operation(id).await?;
+    let content = app.exports.file(&operation, &file).await?;
+    let kind = match file.rsplit_once('.') {
+        Some(("manifest", "json")) => "application/json",
+        Some((_, "ndjson")) => "application/x-ndjson",
+        _ => "application/octet-stream",
+    };
+    let headers = [
+        (CONTENT_TYPE, kind.to_owned()),
+        (CONTENT_LENGTH, content.meta.size.to_string()),
+        (CONTENT_DISPOSITION, "attachment".to_owned()),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox".to_owned()),
+    ];
+    Ok((headers, Body::from_stream(content.into_stream())).into_response())
 }
 
 pub(super) async fn show(

@@ -89,6 +89,9 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/config/rollback", config::roll_back),
         route(Method::GET, "/api/v1/plans/{plan}/config", config::show_plan),
         route(Method::PATCH, "/api/v1/plans/{plan}/config", config::change_plan),
+        route(Method::POST, "/api/v1/tenants/{tenant}/provision", lifecycle::provision),
+        route(Method::POST, "/api/v1/tenants/{tenant}/export", lifecycle::export),
+        route(Method::GET, "/api/v1/operations/{operation}/files/{file}", lifecycle::file),
     ]
 }
 

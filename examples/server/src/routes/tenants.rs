@@ -8,7 +8,9 @@ use axum::http::header::ETAG;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tenancy_core::{Error, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantQuery, TenantSlug, TenantStatus};
+use tenancy_core::{
+    Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantQuery, TenantSlug, TenantStatus,
+};
 use tenancy_sqlx::{SystemTx, from_sqlx};
 use tenancy_tower::axum::Problem;
 
@@ -17,7 +19,7 @@ use crate::extract::{Json, NoQuery, Path, Query, present};
 use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
 use crate::operator;
 use crate::page::{List, Page, decode, encode};
-use crate::plans::entitle;
+use crate::plans::{entitle, plans};
 use crate::precondition::{Preconditions, etag, mismatch};
 
 #[derive(Debug, Deserialize)]
@@ -51,24 +53,35 @@ pub(super) struct Creation {
     branding: Map<String, Value>,
     #[serde(default)]
     flags: Map<String, Value>,
+    #[serde(default, deserialize_with = "present")]
+    status: Option<String>,
 }
 
+/// The tenant is active at once, or waits to be provisioned.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Query(NoQuery {}): Query<NoQuery>,
     Submitted { body, once }: Submitted<Creation>,
 ) -> Result<Answer, Problem> {
-    let mut new = NewTenant::new(body.slug.parse()?, body.name).active();
+    let new = NewTenant::new(body.slug.parse()?, body.name);
+    let mut new = match body.status.as_deref() {
+        None | Some("active") => new.active(),
+        Some("provisioning") => new,
+        Some(_) => return Err(Error::invalid("status", "must be active or provisioning").into()),
+    };
     new.plan = body.plan.unwrap_or(new.plan);
     new.branding = body.branding;
     new.flags = body.flags;
+    plans().plan(&new.plan)?;
     let (mut tx, now) = (begin(&app, "create a tenant").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
     }
     let tenant = tx.create_tenant(new, now).await?;
-    entitle(&mut tx, tenant.id, &tenant.plan).await?;
+    if tenant.status == TenantStatus::Active {
+        entitle(&mut tx, tenant.id, &tenant.plan).await?;
+    }
     let answer = Answer::created(&tenant, etag(tenant.version), format!("/api/v1/tenants/{}", tenant.id))?;
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
     commit(&app, tx).await?;
@@ -174,7 +187,11 @@ async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &P
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
     }
-    if status(&mut tx, &found).await? == to {
+    let is = status(&mut tx, &found).await?;
+    if is == TenantStatus::Provisioning && to == TenantStatus::Active {
+        return Err(Error::new(ErrorKind::Conflict, "the tenant is not provisioned yet: provision it"));
+    }
+    if is == to {
         drop(tx);
         app.catalog.refresh().await?;
         let tenant = find(app, tenant).await?;
