@@ -16,7 +16,9 @@ mod db;
 mod error;
 mod lease;
 mod members;
+mod operators;
 mod seal;
+mod token;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
@@ -32,4 +34,5 @@ pub use error::from_sqlx;
 pub use preflight::{Refusal, Refused};
 pub use schema::{Roles, Schema};
 pub use seal::SealKey;
+pub use token::Token;
 pub use tx::{Savepoint, SystemTx, TenantTx, Tx};

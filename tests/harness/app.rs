@@ -75,7 +75,7 @@ impl TestApp {
 
     /// The operator.
     pub fn operator(&self) -> Operator {
-        Operator { address: self.node.address, confirmed: Arc::clone(&self.confirmed) }
+        Operator { address: self.node.address, token: crate::actors::OPERATOR_TOKEN.to_owned(), confirmed: Arc::clone(&self.confirmed) }
     }
 
     /// Somebody without credentials.

@@ -15,6 +15,7 @@ pub(crate) enum List {
     Members = b'm' as isize,
     Outbox = b'o' as isize,
     Audit = b'a' as isize,
+    Operators = b'O' as isize,
 }
 
 /// One page.

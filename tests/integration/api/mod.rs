@@ -8,6 +8,7 @@ mod isolation;
 mod lifecycle;
 mod members;
 mod operations;
+mod operators;
 mod oracle;
 mod outbox;
 mod projects;

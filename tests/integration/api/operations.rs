@@ -105,6 +105,11 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let target = names.iter().fold(path.to_owned(), |target, (name, value)| target.replace(name, value));
     let target = if target.contains("{operation}") { target.replace("{operation}", &operation(app, &owner.tenant).await) } else { target };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
+    let target = if target.contains("{operator}") {
+        target.replace("{operator}", &app.operator().add(&format!("o{n}"), "viewer").await.1)
+    } else {
+        target
+    };
     if security == &json!([]) {
         app.stranger().ask(method, &target)
     } else if security[0].get("operator").is_some() {

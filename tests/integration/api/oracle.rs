@@ -190,6 +190,8 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (Some("string"), "role") => json!("viewer"),
             (None, "subject") => json!("a-new-subject"),
             (None, "scopes") => json!(["canary"]),
+            (Some("integer"), "expires_in_days") => json!(9),
+            (Some("boolean"), _) => json!(false),
             (Some("string"), _) => json!("standard"),
             _ => panic!("teach me how to make a {name} of {schema}"),
         };
@@ -541,7 +543,7 @@ async fn other_tenants_are_tenants_that_never_were() {
     };
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
-            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation")),
+            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation" | "operator")),
             "{}: teach me what it names",
             operation.called()
         );

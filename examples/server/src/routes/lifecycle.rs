@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::edge::RequestId;
 use crate::extract::{NoQuery, Path, Query};
 use crate::idempotency::{Answer, Memory, Submitted};
+use crate::operator::By;
 use crate::page::Page;
 
 #[derive(Debug, Deserialize)]
@@ -27,12 +28,13 @@ pub(super) struct Erasure {
 /// Queues the erasure of an archived tenant. There is no way back from it.
 pub(super) async fn erase(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     Submitted { body, once }: Submitted<Erasure>,
 ) -> Result<Answer, Problem> {
-    let (mut tx, now) = (begin(&app, "erase a tenant").await?, app.now());
+    let (mut tx, now) = (begin(&app, &by, "erase a tenant").await?, app.now());
     let by = tx.actor().clone();
     // First: when the request is sent again, the tenant may be gone.
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
@@ -51,20 +53,22 @@ pub(super) async fn erase(
 
 pub(super) async fn show(
     State(app): State<Arc<App>>,
+    by: By,
     Path(operation): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<Operation>, Problem> {
     let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
-    Ok(axum::Json(begin(&app, "show an operation").await?.operation(id).await?))
+    Ok(axum::Json(begin(&app, &by, "show an operation").await?.operation(id).await?))
 }
 
 /// The latest hundred, the newest first.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<Page<Operation>>, Problem> {
     let found = find(&app, &tenant).await?;
-    let items = begin(&app, "list operations").await?.operations(found.id).await?;
+    let items = begin(&app, &by, "list operations").await?.operations(found.id).await?;
     Ok(axum::Json(Page { items, next_cursor: None }))
 }
