@@ -1,7 +1,8 @@
 //! Operators over HTTP: what each role may do on every route of the served document, and that a change of an operator counts at once.
 
 use harness::actors::{Actor, Ask, Operator};
-use harness::app::TestApp;
+use harness::app::{Folder, TestApp};
+use harness::program::{command, run};
 use serde_json::{Value, json};
 
 use super::ABSENT;
@@ -179,4 +180,33 @@ async fn a_disabled_operator_is_refused_at_every_node_at_once() {
     at(&ada).await.expect(200);
     app.operator().delete(&format!("/api/v1/operators/{id}")).await.expect(204);
     at(&ada).await.problem("unauthenticated");
+}
+
+#[tokio::test]
+async fn the_command_line_adds_lists_and_disables() {
+    let app = TestApp::start().await;
+    let folder = Folder::new();
+    let verb = |args: &[&str]| {
+        let mut command = command(&folder, args);
+        command.env("DATABASE_URL", app.database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", app.database.admin_url());
+        run(command)
+    };
+    let (made, out, err) = verb(&["operator", "create", "ada@example.com", "--role", "admin", "--days", "1", "--json"]);
+    assert!(made.status.success(), "{err}");
+    let made: Value = serde_json::from_str(&out).expect("JSON");
+    let (ada, id) = (app.operator().with_token(made["token"].as_str().expect("a token")), made["operator"]["id"].as_str().expect("an id"));
+    ada.get(&format!("/api/v1/operators/{id}")).await.expect(200);
+    let (listed, out, _) = verb(&["operator", "list"]);
+    assert!(listed.status.success() && out.contains(id) && !out.contains("tno_"), "{out}");
+    let (disabled, out, err) = verb(&["operator", "disable", id]);
+    assert!(disabled.status.success() && out.contains("disabled"), "{out} {err}");
+    ada.get("/api/v1/tenants").await.problem("unauthenticated");
+    for (args, says) in [
+        (&["operator", "create", "eve@example.com", "--role", "owner"][..], "viewer, support or admin"),
+        (&["operator", "create", "eve@example.com", "--role", "viewer", "--days", "0"], "1 to 366"),
+        (&["operator", "disable", ABSENT], "no such"),
+    ] {
+        let (failed, out, err) = verb(args);
+        assert!(!failed.status.success() && out.is_empty() && err.contains(says), "{args:?}: {out} {err}");
+    }
 }
