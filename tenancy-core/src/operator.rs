@@ -86,6 +86,9 @@ pub struct Operator {
 }
 
 impl Operator {
+    /// How audit logs name whoever has the bootstrap credential, which is no row.
+    pub const BOOTSTRAP: &str = "operator";
+
     /// A new one, whose token ends at `expires_at`.
     pub fn new(id: Uuid, new: NewOperator, now: DateTime<Utc>, expires_at: DateTime<Utc>) -> Self {
         let NewOperator { name, email, role, .. } = new;

@@ -14,6 +14,8 @@ pub struct Token(String);
 impl Token {
     /// What operators' tokens begin with.
     pub const OPERATOR: &'static str = "tno_";
+    /// What the tokens of visits begin with.
+    pub const IMPERSONATION: &'static str = "tni_";
 
     pub(crate) fn new(prefix: &str) -> Result<Self> {
         let mut bytes = [0; 32];

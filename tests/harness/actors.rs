@@ -165,6 +165,13 @@ impl Member {
         self.post("/api/v1/members", &body).await.expect(201).text("id")
     }
 
+    /// An operator's visit to the tenant; its id.
+    pub async fn visit(&self) -> String {
+        let ask = Ask::new(self.address, "POST", &format!("/api/v1/tenants/{}/impersonate", self.tenant));
+        let ask = ask.with("authorization", format!("Bearer {OPERATOR_TOKEN}")).json(&json!({ "reason": "the test wants it" }));
+        ask.await.expect(201).text("id")
+    }
+
     /// Adds a document; its id.
     pub async fn document(&self, project: &str, title: &str) -> String {
         let made = self.post(&format!("/api/v1/projects/{project}/documents"), &json!({ "title": title, "content": "text" })).await;

@@ -14,7 +14,7 @@ use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
-use tenancy_tower::{AllAgree, HostResolver};
+use tenancy_tower::{AllAgree, ExtensionResolver, FirstOf, HostResolver};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
@@ -115,6 +115,7 @@ impl Running {
         let store = attachment_store::store(config)?;
         let objects = attachment_store::open(Arc::clone(&store))?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
+        let tokens = FirstOf::new(ExtensionResolver).then(tokens);
         let resolver = match text(&config.base_domain) {
             Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
             None => AllAgree::new(tokens),

@@ -21,12 +21,17 @@ pub(crate) struct By(Option<Arc<Operator>>);
 impl By {
     /// How they are named in audit logs: by their id, or as `operator` if they have the bootstrap credential.
     pub(crate) fn actor(&self) -> Result<Actor> {
-        Ok(Actor::Operator(self.0.as_ref().map_or_else(|| "operator".to_owned(), |operator| operator.id.to_string()).parse()?))
+        Ok(Actor::Operator(self.0.as_ref().map_or_else(|| Operator::BOOTSTRAP.to_owned(), |operator| operator.id.to_string()).parse()?))
     }
 
     /// What they may do.
     pub(crate) fn role(&self) -> OperatorRole {
         self.0.as_ref().map_or(OperatorRole::Admin, |operator| operator.role)
+    }
+
+    /// Their row; none if they have the bootstrap credential.
+    pub(crate) fn operator(&self) -> Option<&Operator> {
+        self.0.as_deref()
     }
 
     /// Whether they have the bootstrap credential.

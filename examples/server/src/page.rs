@@ -16,6 +16,7 @@ pub(crate) enum List {
     Outbox = b'o' as isize,
     Audit = b'a' as isize,
     Operators = b'O' as isize,
+    Impersonations = b'I' as isize,
 }
 
 /// One page.

@@ -110,6 +110,7 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     } else {
         target
     };
+    let target = if target.contains("{impersonation}") { target.replace("{impersonation}", &owner.visit().await) } else { target };
     if security == &json!([]) {
         app.stranger().ask(method, &target)
     } else if security[0].get("operator").is_some() {

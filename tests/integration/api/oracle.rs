@@ -35,6 +35,7 @@ struct Things {
     document: String,
     name: String,
     member: String,
+    impersonation: String,
 }
 
 impl Things {
@@ -45,6 +46,7 @@ impl Things {
             "document" => &self.document,
             "name" => &self.name,
             "member" => &self.member,
+            "impersonation" => &self.impersonation,
             other => panic!("the document has a parameter {{{other}}}: teach me how to make one, of a tenant's own, and gone"),
         }
     }
@@ -55,7 +57,7 @@ impl Things {
         let document = of.document(&project, "canary").await;
         of.attach(&document, name, b"canary").await.expect(201);
         let member = of.member(&Uuid::new_v4().to_string()).await;
-        Self { project, document, name: name.to_owned(), member }
+        Self { project, document, name: name.to_owned(), member, impersonation: of.visit().await }
     }
 
     /// Made and deleted. The attachment was one of the document in `beside` as well.
@@ -68,12 +70,13 @@ impl Things {
         of.delete(&format!("/api/v1/documents/{}", gone.document)).await.expect(204);
         of.delete(&format!("/api/v1/projects/{}", gone.project)).await.expect(204);
         of.delete(&format!("/api/v1/members/{}", gone.member)).await.expect(204);
+        of.delete(&format!("/api/v1/impersonations/{}", gone.impersonation)).await.expect(204);
         gone
     }
 
     fn nobodys() -> Self {
         let id = || Uuid::new_v4().to_string();
-        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id() }
+        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id(), impersonation: id() }
     }
 }
 
@@ -191,6 +194,7 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (None, "subject") => json!("a-new-subject"),
             (None, "scopes") => json!(["canary"]),
             (Some("integer"), "expires_in_days") => json!(9),
+            (Some("integer"), "ttl_minutes") => json!(9),
             (Some("boolean"), _) => json!(false),
             (Some("string"), _) => json!("standard"),
             _ => panic!("teach me how to make a {name} of {schema}"),
@@ -385,7 +389,7 @@ async fn control_a_thing_that_crosses_is_told_on_every_route() {
     let operations = served(&app).await;
     for operation in naming(&operations) {
         // What a missing `where` and a missing policy would do: the rows are there for the other tenant.
-        for table in ["projects", "documents", "attachments", "tenancy.members"] {
+        for table in ["projects", "documents", "attachments", "tenancy.members", "tenancy.impersonations"] {
             let columns = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
                             where attrelid = $1::regclass and attnum > 0 and not attisdropped and attname <> 'tenant_id'";
             let columns: String = sqlx::query_scalar(columns).bind(table).fetch_one(&mut eye).await.expect("columns");
@@ -543,7 +547,10 @@ async fn other_tenants_are_tenants_that_never_were() {
     };
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
-            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation" | "operator")),
+            operation
+                .parameters
+                .iter()
+                .all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation" | "operator" | "impersonation")),
             "{}: teach me what it names",
             operation.called()
         );

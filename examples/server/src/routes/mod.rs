@@ -12,6 +12,7 @@ use tenancy_tower::{AdmitLayer, ResolveTenant, ResolveTenantLayer};
 
 use crate::app::App;
 use crate::edge::edge;
+use crate::impersonation::impersonate;
 use crate::operator::{require_operator, require_role};
 use crate::problem;
 use crate::standing::require_standing;
@@ -19,6 +20,7 @@ use crate::standing::require_standing;
 mod attachments;
 mod audit;
 mod documents;
+mod impersonations;
 mod lifecycle;
 mod mailbox;
 mod members;
@@ -89,6 +91,9 @@ fn operator_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/operators/{operator}", operators::change),
         route(Method::DELETE, "/api/v1/operators/{operator}", operators::disable),
         route(Method::POST, "/api/v1/operators/{operator}/token", operators::rotate),
+        route(Method::POST, "/api/v1/tenants/{tenant}/impersonate", impersonations::start).open_to(Support),
+        route(Method::GET, "/api/v1/tenants/{tenant}/impersonations", impersonations::list).open_to(Support),
+        route(Method::DELETE, "/api/v1/tenants/{tenant}/impersonations/{impersonation}", impersonations::end).open_to(Support),
     ]
 }
 
@@ -120,6 +125,10 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/members/{member}", members::change),
         route(Method::DELETE, "/api/v1/members/{member}", members::remove),
         route(Method::GET, "/api/v1/audit", audit::own),
+        route(Method::GET, "/api/v1/impersonations", impersonations::own),
+        route(Method::DELETE, "/api/v1/impersonations/{impersonation}", impersonations::end_own),
+        route(Method::GET, "/api/v1/impersonation-consent", impersonations::consent),
+        route(Method::PUT, "/api/v1/impersonation-consent", impersonations::set_consent),
     ]
 }
 
@@ -128,11 +137,12 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bo
     let mount =
         |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
-    // From outside in: whose request it is, what that member may do now, whether it is admitted, then the handler.
+    // From outside in: an operator's visit if it is one, whose request it is, what that member may do now, whether it is admitted, then the handler.
     let tenants = mount(tenant_routes())
         .route_layer(AdmitLayer::new(app.meter.clone()))
         .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
-        .route_layer(ResolveTenantLayer::new(catalog, resolver));
+        .route_layer(ResolveTenantLayer::new(catalog, resolver))
+        .route_layer(from_fn_with_state(Arc::clone(app), impersonate));
     let mut router = mount(open_routes()).merge(tenants);
     if has_admin {
         let routes = operator_routes().into_iter().map(|route| {
