@@ -122,6 +122,13 @@ pub enum Principal {
         /// Who.
         subject: Subject,
     },
+    /// A person of the platform who looks at the tenant as one of its members would, for a while and in its sight.
+    Impersonator {
+        /// Who.
+        operator: Subject,
+        /// What they may do.
+        role: Role,
+    },
     /// Another program of the tenant, by a token with scopes and no role.
     Service {
         /// Which.
@@ -142,9 +149,17 @@ impl Principal {
         match self {
             Self::Visitor => Actor::Visitor,
             Self::Member { subject, .. } => Actor::Member(subject.clone()),
-            Self::Operator { subject } => Actor::Operator(subject.clone()),
+            Self::Operator { subject } | Self::Impersonator { operator: subject, .. } => Actor::Operator(subject.clone()),
             Self::Service { subject } => Actor::Service(subject.clone()),
             Self::Job { on_behalf_of, .. } => on_behalf_of.clone(),
+        }
+    }
+
+    /// The role, of those who have one.
+    pub const fn role(&self) -> Option<Role> {
+        match self {
+            Self::Member { role, .. } | Self::Impersonator { role, .. } => Some(*role),
+            _ => None,
         }
     }
 }
@@ -161,6 +176,7 @@ struct Inner {
     tenant: ActiveTenant,
     principal: Principal,
     scopes: BTreeSet<String>,
+    read_only: bool,
     /// Made when first asked for: randomness costs more than everything else here.
     request_id: OnceLock<Uuid>,
 }
@@ -171,7 +187,7 @@ impl TenantContext {
     /// # Security
     /// The caller vouches that `principal` was authenticated, and belongs to `tenant`.
     pub fn establish(tenant: ActiveTenant, principal: Principal) -> Self {
-        Self(Arc::new(Inner { tenant, principal, scopes: BTreeSet::new(), request_id: OnceLock::new() }))
+        Self(Arc::new(Inner { tenant, principal, scopes: BTreeSet::new(), read_only: false, request_id: OnceLock::new() }))
     }
 
     /// The same context with these scopes instead.
@@ -186,12 +202,24 @@ impl TenantContext {
     #[must_use]
     pub fn limited_to(self, most: Role, scopes: Option<&[String]>) -> Self {
         let mut inner = self.into_inner();
-        if let Principal::Member { role, .. } = &mut inner.principal {
+        if let Principal::Member { role, .. } | Principal::Impersonator { role, .. } = &mut inner.principal {
             *role = most.min(*role);
         }
         if let Some(scopes) = scopes {
             inner.scopes.retain(|scope| scopes.contains(scope));
         }
+        Self(Arc::new(inner))
+    }
+
+    /// The same context, under which nothing of the tenant can be changed. There is no way back from it.
+    ///
+    /// # Security
+    /// Not a matter of good will: the transactions of tenancy-sqlx are READ ONLY then, so that PostgreSQL refuses each write, and the
+    /// tenant's object store refuses them too. Upholds I29.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        let mut inner = self.into_inner();
+        inner.read_only = true;
         Self(Arc::new(inner))
     }
 
@@ -208,6 +236,7 @@ impl TenantContext {
             tenant: shared.tenant.clone(),
             principal: shared.principal.clone(),
             scopes: shared.scopes.clone(),
+            read_only: shared.read_only,
             request_id: shared.request_id.clone(),
         })
     }
@@ -232,18 +261,23 @@ impl TenantContext {
         &self.0.scopes
     }
 
+    /// Whether nothing of the tenant can be changed under this context.
+    pub fn is_read_only(&self) -> bool {
+        self.0.read_only
+    }
+
     /// Ties log lines, spans and audit events of one request together.
     pub fn request_id(&self) -> Uuid {
         *self.0.request_id.get_or_init(Uuid::now_v7)
     }
 
-    /// Deny by default: passes for members with at least `role`, and for nobody else.
+    /// Deny by default: passes for members and impersonators with at least `role`, and for nobody else.
     ///
     /// # Errors
     /// [`Unauthenticated`](ErrorKind::Unauthenticated) for a visitor, else [`Forbidden`](ErrorKind::Forbidden).
     pub fn require(&self, role: Role) -> Result<()> {
         match &self.0.principal {
-            Principal::Member { role: has, .. } if *has >= role => Ok(()),
+            Principal::Member { role: has, .. } | Principal::Impersonator { role: has, .. } if *has >= role => Ok(()),
             Principal::Visitor => Err(Error::new(ErrorKind::Unauthenticated, "sign in first")),
             _ => Err(Error::new(ErrorKind::Forbidden, format!("this needs the role {role}"))),
         }
@@ -268,6 +302,7 @@ impl fmt::Debug for TenantContext {
             .field("tenant_id", &self.0.tenant.id)
             .field("slug", &self.0.tenant.slug)
             .field("principal", &self.0.principal)
+            .field("read_only", &self.0.read_only)
             .field("request_id", &self.request_id())
             .finish_non_exhaustive()
     }
@@ -291,6 +326,8 @@ pub struct JobEnvelope {
     request_id: Uuid,
     #[serde(default = "first")]
     attempt: u32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    read_only: bool,
 }
 
 const fn first() -> u32 {
@@ -307,6 +344,7 @@ impl JobEnvelope {
             on_behalf_of: cx.principal().actor(),
             request_id: cx.request_id(),
             attempt: first(),
+            read_only: cx.is_read_only(),
         }
     }
 
@@ -359,7 +397,8 @@ impl JobEnvelope {
     pub async fn establish(&self, catalog: &dyn TenantCatalog) -> Result<TenantContext> {
         let tenant = catalog.find(&self.tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?;
         let principal = Principal::Job { name: self.name.clone(), on_behalf_of: self.on_behalf_of.clone() };
-        Ok(TenantContext::establish(tenant.into_active()?, principal).with_request_id(self.request_id))
+        let cx = TenantContext::establish(tenant.into_active()?, principal).with_request_id(self.request_id);
+        Ok(if self.read_only { cx.read_only() } else { cx })
     }
 }
 
@@ -427,5 +466,24 @@ mod tests {
         assert_eq!(visitor.require(Role::Viewer).expect_err("nobody").kind(), ErrorKind::Unauthenticated);
         assert_eq!(visitor.require_scope("x").expect_err("nobody").kind(), ErrorKind::Unauthenticated);
         assert!(!format!("{visitor:?}").is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_read_only_stays_so() {
+        let catalog = MemoryCatalog::new();
+        let cx = acme(&catalog, Principal::Impersonator { operator: ada(), role: Role::Viewer }).await;
+        assert!(!cx.is_read_only());
+        let kept = cx.clone();
+        let cx = cx.read_only();
+        let again = cx.clone().with_scopes(BTreeSet::new()).limited_to(Role::Owner, None).with_request_id(Uuid::now_v7());
+        assert!(cx.is_read_only() && again.is_read_only() && !kept.is_read_only());
+        assert!(cx.require(Role::Viewer).is_ok() && cx.require(Role::Member).is_err());
+        assert_eq!((cx.principal().actor(), cx.principal().role()), (Actor::Operator(ada()), Some(Role::Viewer)));
+        // A job of theirs writes no more than they do.
+        for (cx, expected) in [(&cx, true), (&kept, false)] {
+            let queued = serde_json::to_string(&JobEnvelope::new(cx, "export")).expect("to the queue");
+            let envelope: JobEnvelope = serde_json::from_str(&queued).expect("from the queue");
+            assert_eq!(envelope.establish(&catalog).await.expect("active").is_read_only(), expected, "{queued}");
+        }
     }
 }

@@ -18,6 +18,8 @@ use crate::schema::Roles;
 use crate::seal::SealKey;
 use crate::tx::{ForTenant, TenantTx, Tx};
 
+const READ_ONLY: &str = "READ ONLY";
+
 /// How to open a [`TenantDb`].
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -193,6 +195,9 @@ impl TenantDb {
 
     /// Begins a transaction for `cx`'s tenant. BEGIN and the tenant travel in one message: one round trip.
     ///
+    /// It is READ ONLY if `cx` [is](TenantContext::is_read_only): a write is then [`Forbidden`](tenancy_core::ErrorKind::Forbidden), and
+    /// neither `SET TRANSACTION` nor a function changes that.
+    ///
     /// # Errors
     /// - [`TenantInactive`](tenancy_core::ErrorKind::TenantInactive), [`TenantNotFound`](tenancy_core::ErrorKind::TenantNotFound): the tenant was active when `cx` was
     ///   established and is no longer, as of at most [`max_staleness`](Options::with_max_staleness) ago.
@@ -202,7 +207,7 @@ impl TenantDb {
     /// Safe at every point: a connection that was bound is cleaned before anybody else gets it.
     ///
     /// # Security
-    /// Upholds I1 and I3.
+    /// Upholds I1, I3 and I29.
     pub async fn begin(&self, cx: &TenantContext) -> Result<TenantTx> {
         self.begin_with(cx, Isolation::ReadCommitted).await
     }
@@ -233,13 +238,23 @@ impl TenantDb {
     async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        self.begin_unserved(ForTenant { tenant_id, request_id: cx.request_id() }, begin, read_only).await
+        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
+        if !cx.is_read_only() {
+            return self.begin_unserved(scope, begin, read_only).await;
+        }
+        // With its first snapshot a transaction can't be made READ WRITE any more, whatever is said in it.
+        let begin = self.0.begin_for(&begin_text(begin, true), tenant_id) + "; SELECT";
+        self.start(scope, &begin, read_only).await
     }
 
     /// Begins a transaction for a tenant that need not be active: for operations on it, which nobody else does at the time.
     pub(crate) async fn begin_unserved(&self, scope: ForTenant, begin: &str, read_only: bool) -> Result<TenantTx> {
         let begin = self.0.begin_for(begin, scope.tenant_id);
-        let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
+        self.start(scope, &begin, read_only).await
+    }
+
+    async fn start(&self, scope: ForTenant, begin: &str, read_only: bool) -> Result<TenantTx> {
+        let lease = Lease::begin(&self.0.pool, begin, self.0.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, scope, read_only, self.0.named_statements))
     }
 
@@ -304,6 +319,11 @@ impl Inner {
             Some(key) => format!("{begin}; RESET ALL; SELECT tenancy.enter('{}')", key.token(tenant_id)),
         }
     }
+}
+
+/// `begin`, which says READ ONLY if it must.
+fn begin_text(begin: &str, read_only: bool) -> String {
+    if read_only && !begin.ends_with(READ_ONLY) { format!("{begin} {READ_ONLY}") } else { begin.to_owned() }
 }
 
 /// Whether something between us and PostgreSQL shares server connections: it does not pass a session's start-up options on.

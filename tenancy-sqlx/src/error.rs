@@ -41,7 +41,7 @@ fn classify(sqlstate: Option<&str>) -> (ErrorKind, &'static str) {
         "22001" | "22003" | "22007" | "22008" | "22021" | "22P02" | "22P05" => (ErrorKind::Invalid, "a value can't be stored"),
         // A write that WITH CHECK refuses, or a table that the role may not touch.
         "42501" => (ErrorKind::Forbidden, "the database refused this for the current tenant"),
-        "25006" => (ErrorKind::Forbidden, "this transaction is read-only"),
+        "25006" => (ErrorKind::Forbidden, "this is read-only: nothing can be changed here"),
         "25P02" => (ErrorKind::TransactionAborted, "a statement of this transaction failed, so nothing was kept"),
         "25P01" => (ErrorKind::TransactionAborted, "the transaction was ended by a statement in it"),
         "40001" | "40P01" | "55P03" => (ErrorKind::Retry, "another transaction was in the way: run this one again"),

@@ -19,10 +19,13 @@ mod catalog;
 mod dangerous;
 mod db;
 mod error;
+mod impersonation;
 mod lease;
 mod members;
+mod operators;
 mod platform;
 mod seal;
+mod token;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
@@ -37,7 +40,9 @@ pub use catalog::PgCatalog;
 pub use dangerous::Dangerous;
 pub use db::{Isolation, Options, TenantDb};
 pub use error::from_sqlx;
+pub use impersonation::Impersonation;
 pub use preflight::{Refusal, Refused};
 pub use schema::{Roles, Schema};
 pub use seal::SealKey;
+pub use token::Token;
 pub use tx::{Savepoint, SystemTx, TenantTx, Tx};

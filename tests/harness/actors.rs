@@ -57,10 +57,11 @@ pub trait Actor {
     }
 }
 
-/// Has the operators' token.
+/// Has the bootstrap credential, or an operator's own token.
 #[derive(Debug, Clone)]
 pub struct Operator {
     pub(crate) address: SocketAddr,
+    pub(crate) token: String,
     pub(crate) confirmed: Confirmed,
 }
 
@@ -68,6 +69,19 @@ impl Operator {
     /// The same operator at another node.
     pub fn at(&self, node: &Node) -> Self {
         Self { address: node.address, ..self.clone() }
+    }
+
+    /// Whoever has this token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: token.to_owned(), ..self.clone() }
+    }
+
+    /// Adds an operator, with their token; and their id.
+    pub async fn add(&self, name: &str, role: &str) -> (Self, String) {
+        let body = json!({ "name": name, "email": format!("{name}@example.com"), "role": role });
+        let made = self.post("/api/v1/operators", &body).await.expect(201);
+        (self.with_token(&made.text("token")), made.text("id"))
     }
 
     /// Creates a tenant, or stops the test.
@@ -79,7 +93,7 @@ impl Operator {
 
 impl Actor for Operator {
     fn ask(&self, method: &str, target: &str) -> Ask {
-        let ask = Ask::new(self.address, method, target).with("authorization", format!("Bearer {OPERATOR_TOKEN}"));
+        let ask = Ask::new(self.address, method, target).with("authorization", format!("Bearer {}", self.token));
         Ask { confirmed: Some(Arc::clone(&self.confirmed)), ..ask }
     }
 }
@@ -164,6 +178,13 @@ impl Member {
         let body = json!({ "name": "canary", "ttl_seconds": 3600 });
         let made = self.ask_with(&claims, "POST", "/api/v1/api-tokens").json(&body).await.expect(201);
         (made.text("id"), made.text("token"))
+    }
+
+    /// An operator's visit to the tenant; its id.
+    pub async fn visit(&self) -> String {
+        let ask = Ask::new(self.address, "POST", &format!("/api/v1/tenants/{}/impersonate", self.tenant));
+        let ask = ask.with("authorization", format!("Bearer {OPERATOR_TOKEN}")).json(&json!({ "reason": "the test wants it" }));
+        ask.await.expect(201).text("id")
     }
 
     /// Adds a document; its id.
@@ -279,6 +300,7 @@ impl IntoFuture for Ask {
             if let Some(confirmed) = &self.confirmed
                 && self.method != "GET"
                 && let Ok(Value::Object(tenant)) = serde_json::from_slice(&reply.body)
+                && tenant.contains_key("slug")
                 && let (Some(id), Some(version)) = (tenant.get("id").and_then(Value::as_str), tenant.get("version").and_then(Value::as_u64))
             {
                 confirmed.lock().unwrap_or_else(PoisonError::into_inner).insert((id.to_owned(), version));

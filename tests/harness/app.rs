@@ -75,7 +75,7 @@ impl TestApp {
 
     /// The operator.
     pub fn operator(&self) -> Operator {
-        Operator { address: self.node.address, confirmed: Arc::clone(&self.confirmed) }
+        Operator { address: self.node.address, token: crate::actors::OPERATOR_TOKEN.to_owned(), confirmed: Arc::clone(&self.confirmed) }
     }
 
     /// Somebody without credentials.
@@ -178,7 +178,9 @@ impl TestApp {
         .await
         .expect("tables");
         for table in tables {
-            let strays = format!("select tenant_id::text from {table} t where tenant_id not in (select id from tenancy.tenants)");
+            let strays = format!(
+                "select tenant_id::text from {table} where tenant_id <> all (select id from tenancy.tenants) and tenant_id is not null"
+            );
             let strays: Vec<String> = sqlx::query_scalar(AssertSqlSafe(strays)).fetch_all(&mut eye).await.expect("strays");
             wrong.extend(strays.into_iter().map(|tenant| format!("{table} has a row of the tenant {tenant}, who does not exist")));
         }

@@ -19,6 +19,7 @@ mod mail;
 mod members;
 mod meter;
 mod noninterference;
+mod operators;
 mod outbox;
 mod pooler;
 mod preflight;

@@ -138,8 +138,8 @@ impl Running {
         let objects = attachment_store::open(Arc::clone(&store))?;
         let exports = attachment_store::exports(Arc::clone(&store));
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
-        // Signed tokens, or what `signed_in` has looked up.
-        let proofs = FirstOf::new(tokens).then(ExtensionResolver);
+        // What `signed_in` or `impersonation` has looked up, or signed tokens.
+        let proofs = FirstOf::new(ExtensionResolver).then(tokens);
         let host = text(&config.base_domain).map(HostResolver::new).transpose()?;
         let resolver = match &host {
             Some(host) => AllAgree::new(proofs).and(host.clone()),

@@ -23,6 +23,7 @@ mod cross_site;
 mod edge;
 mod extract;
 mod idempotency;
+mod impersonation;
 mod mailer;
 mod metrics;
 mod operator;

@@ -18,6 +18,8 @@ pub(crate) enum List {
     Invites = b'i' as isize,
     ApiTokens = b'k' as isize,
     Config = b'c' as isize,
+    Operators = b'O' as isize,
+    Impersonations = b'I' as isize,
 }
 
 /// One page.

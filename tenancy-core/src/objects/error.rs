@@ -23,12 +23,28 @@ impl fmt::Display for Refused {
 
 impl StdError for Refused {}
 
+/// The refusal of a write under a context that changes nothing.
+#[derive(Debug)]
+struct ReadOnly;
+
+impl fmt::Display for ReadOnly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this is read-only: nothing can be changed here")
+    }
+}
+
+impl StdError for ReadOnly {}
+
+pub(super) fn read_only() -> StoreError {
+    StoreError::Generic { store: STORE, source: ReadOnly.into() }
+}
+
 pub(super) fn refused(why: &'static str) -> StoreError {
     StoreError::Generic { store: STORE, source: Refused(why).into() }
 }
 
 pub(super) fn is_refused(error: &StoreError) -> bool {
-    matches!(error, StoreError::Generic { source, .. } if source.is::<Refused>())
+    matches!(error, StoreError::Generic { source, .. } if source.is::<Refused>() || source.is::<ReadOnly>())
 }
 
 /// What an operation does at its path: decides what a file in place of a folder, or a folder in place of a file, means to it.
@@ -96,6 +112,7 @@ pub(super) fn path_of(error: &StoreError) -> Option<&str> {
 /// | of the store | kind |
 /// |---|---|
 /// | a refused path | [`Invalid`](ErrorKind::Invalid) at `path` |
+/// | a write under a read-only context | [`Forbidden`](ErrorKind::Forbidden) |
 /// | `NotFound` | [`NotFound`](ErrorKind::NotFound) |
 /// | `AlreadyExists` | [`Conflict`](ErrorKind::Conflict) |
 /// | `Precondition`, `NotModified` | [`VersionMismatch`](ErrorKind::VersionMismatch) |
@@ -103,6 +120,7 @@ pub(super) fn path_of(error: &StoreError) -> Option<&str> {
 /// | any other | [`Unavailable`](ErrorKind::Unavailable) |
 pub fn into_error(error: StoreError) -> Error {
     let (kind, message) = match &error {
+        StoreError::Generic { source, .. } if source.is::<ReadOnly>() => return Error::new(ErrorKind::Forbidden, ReadOnly.to_string()),
         StoreError::Generic { source, .. } => match source.downcast_ref::<Refused>() {
             Some(Refused(why)) => return Error::invalid("path", *why),
             None => (ErrorKind::Unavailable, "the object store failed: try again later"),

@@ -126,12 +126,12 @@ impl TenantObjects {
         self
     }
 
-    /// The objects of the context's tenant.
+    /// The objects of the context's tenant; none of them can be changed if the context is [read-only](TenantContext::is_read_only).
     ///
     /// # Errors
     /// What the function given to [`bucketed`](Self::bucketed) says; none for a [`prefixed`](Self::prefixed) store.
     pub fn scope(&self, cx: &TenantContext) -> Result<TenantStore> {
-        self.of(cx.tenant_id())
+        Ok(TenantStore { read_only: cx.is_read_only(), ..self.of(cx.tenant_id())? })
     }
 
     /// The objects of a tenant that need not be active, for the platform's own work on it: where no context can be had.
@@ -150,7 +150,7 @@ impl TenantObjects {
             Placement::Prefixed { store, root } => (Arc::clone(store), root.clone().join(tenant_id.to_string())),
             Placement::Bucketed(buckets) => (buckets.get(tenant_id)?, Path::ROOT),
         };
-        Ok(TenantStore { inner, place: Arc::new(Place { tenant_id, prefix, on_error: self.on_error.clone() }) })
+        Ok(TenantStore { read_only: false, inner, place: Arc::new(Place { tenant_id, prefix, on_error: self.on_error.clone() }) })
     }
 
     /// Closes the tenant's own store, so that the next scope opens it anew: after its credentials have changed, or when the tenant is
@@ -203,6 +203,8 @@ impl Buckets {
 /// One tenant's objects: an [`ObjectStore`] whose root is the tenant. See the [module](self) for what it guarantees.
 #[derive(Clone)]
 pub struct TenantStore {
+    /// Under a context that changes nothing.
+    read_only: bool,
     inner: Arc<dyn ObjectStore>,
     place: Arc<Place>,
 }
@@ -303,15 +305,23 @@ impl Deleting {
     }
 }
 
+impl TenantStore {
+    fn writable(&self) -> StoreResult<()> {
+        if self.read_only { Err(error::read_only()) } else { Ok(()) }
+    }
+}
+
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
 impl ObjectStore for TenantStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> StoreResult<PutResult> {
+        self.writable()?;
         let key = self.place.key(location)?;
         self.inner.put_opts(&key, payload, opts).await.map_err(|error| self.place.error(&error, location, Access::Write))
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.writable()?;
         let key = self.place.key(location)?;
         match self.inner.put_multipart_opts(&key, opts).await {
             Ok(inner) => Ok(Box::new(Upload { inner, place: Arc::clone(&self.place), location: location.clone() })),
@@ -337,8 +347,9 @@ impl ObjectStore for TenantStore {
     fn delete_stream(&self, locations: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
         let deleting = Arc::new(Deleting::default());
         let keys = {
-            let (place, deleting) = (Arc::clone(&self.place), Arc::clone(&deleting));
+            let (place, deleting, store) = (Arc::clone(&self.place), Arc::clone(&deleting), self.clone());
             locations.map(move |location| {
+                store.writable()?;
                 let location = location?;
                 let key = place.key(&location)?;
                 deleting.begin(location);
@@ -397,11 +408,13 @@ impl ObjectStore for TenantStore {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
+        self.writable()?;
         let (from_key, to_key) = (self.place.key(from)?, self.place.key(to)?);
         self.inner.copy_opts(&from_key, &to_key, options).await.map_err(|error| self.place.error_of_pair(&error, from, to))
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> StoreResult<()> {
+        self.writable()?;
         let (from_key, to_key) = (self.place.key(from)?, self.place.key(to)?);
         self.inner.rename_opts(&from_key, &to_key, options).await.map_err(|error| self.place.error_of_pair(&error, from, to))
     }

@@ -467,3 +467,28 @@ fn the_root_is_checked() {
         assert_eq!(with_root(bad).unwrap_err().kind(), ErrorKind::Misconfigured, "{bad}");
     }
 }
+
+#[tokio::test]
+async fn under_a_read_only_context_nothing_changes() {
+    let (objects, cx) = (prefixed(Arc::new(InMemory::new())), context("acme"));
+    let (writes, reads) = (objects.scope(&cx).unwrap(), objects.scope(&cx.read_only()).unwrap());
+    let (a, b) = (Path::from("a"), Path::from("b"));
+    writes.put(&a, "kept".into()).await.unwrap();
+    let refused = [
+        reads.put(&b, "x".into()).await.map(drop),
+        reads.put_multipart(&b).await.map(drop),
+        reads.copy(&a, &b).await,
+        reads.rename(&a, &b).await,
+        reads.delete(&a).await,
+    ];
+    for error in refused.map(Result::unwrap_err) {
+        assert_eq!(into_error(error).kind(), ErrorKind::Forbidden);
+    }
+    assert_eq!(reads.get(&a).await.unwrap().bytes().await.unwrap(), "kept");
+    // The control: each of them is done under the other context.
+    writes.put(&b, "x".into()).await.unwrap();
+    writes.put_multipart(&b).await.unwrap().complete().await.unwrap();
+    writes.copy(&a, &b).await.unwrap();
+    writes.rename(&b, &a).await.unwrap();
+    writes.delete(&a).await.unwrap();
+}

@@ -113,6 +113,8 @@ pub struct Identified {
     scopes: BTreeSet<String>,
     /// Further hints of the request, which must point at the same tenant.
     others: Vec<TenantHint>,
+    /// Whether nothing may be changed for it.
+    read_only: bool,
 }
 
 impl Identified {
@@ -126,13 +128,20 @@ impl Identified {
     /// # Security
     /// Only for what was verified: the tenant's data is open to the principal from here on.
     pub fn proven(hint: TenantHint, principal: Principal) -> Self {
-        Self { hint, principal, scopes: BTreeSet::new(), others: Vec::new() }
+        Self { hint, principal, scopes: BTreeSet::new(), others: Vec::new(), read_only: false }
     }
 
     /// What the proof allows.
     #[must_use]
     pub fn with_scopes(mut self, scopes: BTreeSet<String>) -> Self {
         self.scopes = scopes;
+        self
+    }
+
+    /// The context becomes [read-only](tenancy_core::TenantContext::read_only).
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
         self
     }
 
@@ -161,6 +170,7 @@ impl Identified {
         let (mut lead, rest) = if other.is_proven() && !self.is_proven() { (other, self) } else { (self, other) };
         let further = std::iter::once(rest.hint).chain(rest.others).filter(|hint| *hint != lead.hint);
         lead.others.extend(further);
+        lead.read_only |= rest.read_only;
         lead
     }
 }
@@ -182,6 +192,8 @@ mod tests {
             assert!(both.is_proven());
         }
         let same = Identified::claimed(slug.clone()).and(Identified::claimed(slug.clone()));
-        assert!(same.others.is_empty() && !same.is_proven());
+        assert!(same.others.is_empty() && !same.is_proven() && !same.read_only);
+        // What one of them takes away, the other one does not give back.
+        assert!(proven().and(Identified::claimed(slug.clone()).read_only()).read_only && proven().read_only().and(proven()).read_only);
     }
 }

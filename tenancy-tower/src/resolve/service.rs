@@ -100,6 +100,9 @@ pub(super) fn establish(tenant: Option<Arc<Tenant>>, found: Identified, parts: &
     if !found.scopes.is_empty() {
         cx = cx.with_scopes(found.scopes);
     }
+    if found.read_only {
+        cx = cx.read_only();
+    }
     tracing::Span::current().record("tenant_id", tracing::field::display(id));
     match parts.extensions.insert(cx) {
         Some(outer) if outer.tenant_id() != id => Err(Error::tenant_not_found().with_source("an outer layer established another tenant")),

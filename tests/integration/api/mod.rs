@@ -9,6 +9,7 @@ mod isolation;
 mod lifecycle;
 mod members;
 mod operations;
+mod operators;
 mod oracle;
 mod outbox;
 mod projects;

@@ -121,6 +121,12 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let target =
         if target.contains("{operation}") { target.replace("{operation}", &failed_operation(app, &owner.tenant).await) } else { target };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
+    let target = if target.contains("{operator}") {
+        target.replace("{operator}", &app.operator().add(&format!("o{n}"), "viewer").await.1)
+    } else {
+        target
+    };
+    let target = if target.contains("{impersonation}") { target.replace("{impersonation}", &owner.visit().await) } else { target };
     if security == &json!([]) {
         app.stranger().ask(method, &target)
     } else if security[0].get("operator").is_some() {

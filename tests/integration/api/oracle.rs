@@ -38,6 +38,7 @@ struct Things {
     invite: String,
     session: String,
     api_token: String,
+    impersonation: String,
 }
 
 impl Things {
@@ -51,6 +52,7 @@ impl Things {
             "invite" => &self.invite,
             "session" => &self.session,
             "api_token" => &self.api_token,
+            "impersonation" => &self.impersonation,
             other => panic!("the document has a parameter {{{other}}}: teach me how to make one, of a tenant's own, and gone"),
         }
     }
@@ -63,7 +65,8 @@ impl Things {
         let member = of.member(&Uuid::new_v4().to_string()).await;
         let invite = of.invite(&Uuid::new_v4().to_string()).await;
         let (session, api_token) = (app.db_session(&of.tenant, &member).await, of.api_token(&member).await.0);
-        Self { project, document, name: name.to_owned(), member, invite, session, api_token }
+        let impersonation = of.visit().await;
+        Self { project, document, name: name.to_owned(), member, invite, session, api_token, impersonation }
     }
 
     /// Made and deleted. The attachment was one of the document in `beside` as well.
@@ -79,12 +82,22 @@ impl Things {
         of.delete(&format!("/api/v1/sessions/{}", gone.session)).await.expect(204);
         of.delete(&format!("/api/v1/api-tokens/{}", gone.api_token)).await.expect(204);
         of.delete(&format!("/api/v1/members/{}", gone.member)).await.expect(204);
+        of.delete(&format!("/api/v1/impersonations/{}", gone.impersonation)).await.expect(204);
         gone
     }
 
     fn nobodys() -> Self {
         let id = || Uuid::new_v4().to_string();
-        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id(), invite: id(), session: id(), api_token: id() }
+        Self {
+            project: id(),
+            document: id(),
+            name: "nobodys.txt".to_owned(),
+            member: id(),
+            invite: id(),
+            session: id(),
+            api_token: id(),
+            impersonation: id(),
+        }
     }
 }
 
@@ -202,6 +215,9 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (None, "subject") => json!("a-new-subject"),
             (None | Some("array"), "scopes") => json!(["canary"]),
             (Some("integer"), "ttl_seconds") => json!(3600),
+            (Some("integer"), "expires_in_days") => json!(9),
+            (Some("integer"), "ttl_minutes") => json!(9),
+            (Some("boolean"), _) => json!(false),
             (Some("string"), _) => json!("standard"),
             (Some("integer"), "version") => json!(0),
             _ => panic!("teach me how to make a {name} of {schema}"),
@@ -396,9 +412,16 @@ async fn control_a_thing_that_crosses_is_told_on_every_route() {
     let operations = served(&app).await;
     for operation in naming(&operations) {
         // What a missing `where` and a missing policy would do: the rows are there for the other tenant.
-        for table in
-            ["projects", "documents", "attachments", "tenancy.members", "tenancy.invites", "tenancy.sessions", "tenancy.api_tokens"]
-        {
+        for table in [
+            "projects",
+            "documents",
+            "attachments",
+            "tenancy.members",
+            "tenancy.invites",
+            "tenancy.sessions",
+            "tenancy.api_tokens",
+            "tenancy.impersonations",
+        ] {
             let columns = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
                             where attrelid = $1::regclass and attnum > 0 and not attisdropped and attname <> 'tenant_id'";
             let columns: String = sqlx::query_scalar(columns).bind(table).fetch_one(&mut eye).await.expect("columns");
@@ -558,7 +581,9 @@ async fn other_tenants_are_tenants_that_never_were() {
     };
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
-            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation" | "file")),
+            operation.parameters.iter().all(|parameter| {
+                matches!(parameter.as_str(), "tenant" | "message" | "operation" | "file" | "operator" | "impersonation")
+            }),
             "{}: teach me what it names",
             operation.called()
         );

@@ -19,6 +19,7 @@ mod certificate;
 mod doctor;
 mod erase;
 mod isolation;
+mod operator;
 mod provision;
 mod tenant;
 mod token;
@@ -67,6 +68,9 @@ enum Verb {
     /// Verify certificates of erasure
     #[command(subcommand)]
     Certificate(certificate::Verb),
+    /// Create, list and disable operators
+    #[command(subcommand)]
+    Operator(operator::Verb),
 }
 
 /// Runs the verb of the command line. Errors are printed once, on stderr.
@@ -99,6 +103,7 @@ async fn act(config: &Config, verb: Verb) -> Result<ExitCode> {
         Verb::Audit(verb) => audit::run(config, verb).await,
         Verb::Token(token) => token::run(config, token).await,
         Verb::Certificate(verb) => certificate::run(config, verb),
+        Verb::Operator(verb) => operator::run(config, verb).await,
     }
 }
 

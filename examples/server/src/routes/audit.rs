@@ -18,6 +18,7 @@ use tenancy_tower::axum::Problem;
 use super::tenants::{begin_about, find};
 use crate::app::App;
 use crate::extract::{Caller, Path, Query};
+use crate::operator::By;
 use crate::page::{List, Page, decode};
 
 const NDJSON: &str = "application/x-ndjson";
@@ -89,6 +90,7 @@ pub(super) async fn own(
 
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(filter): Query<Filter>,
     headers: HeaderMap,
@@ -96,7 +98,7 @@ pub(super) async fn list(
     let tenant = find(&app, &tenant).await?;
     let streamed = wants_stream(&headers);
     let query = filter.query(streamed)?;
-    let tx = begin_about(&app, &tenant, "read a tenant's audit log").await?;
+    let tx = begin_about(&app, &by, &tenant, "read a tenant's audit log").await?;
     Ok(answer(Source::Any(Box::new(tx), tenant.id), query, streamed).await?)
 }
 

@@ -18,6 +18,7 @@ use super::tenants::{begin, begin_about, commit, find};
 use crate::app::{App, uncancelled};
 use crate::extract::{Caller, Json, NoQuery, Path, Query};
 use crate::idempotency::{Answer, Memory, Submitted};
+use crate::operator::By;
 use crate::page::{List, Page, PageQuery};
 use crate::plans::plans;
 use crate::precondition::{Preconditions, etag, mismatch};
@@ -137,24 +138,26 @@ pub(super) async fn roll_own_back(
 
 pub(super) async fn show(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<Response, Problem> {
     let tenant = find(&app, &tenant).await?;
-    let mut tx = begin_about(&app, &tenant, "read a tenant's settings").await?;
+    let mut tx = begin_about(&app, &by, &tenant, "read a tenant's settings").await?;
     let (config, version) = app.configs.look(&mut tx, tenant.id, &tenant.plan).await?;
     Ok(([(ETAG, etag(version))], axum::Json(Shown { version, settings: &config })).into_response())
 }
 
 pub(super) async fn change(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
     Json(body): Json<Change>,
 ) -> Result<Answer, Problem> {
     let tenant = find(&app, &tenant).await?;
-    let mut tx = begin_about(&app, &tenant, "change a tenant's settings").await?;
+    let mut tx = begin_about(&app, &by, &tenant, "change a tenant's settings").await?;
     let expected = expected(&preconditions, tx.settings(tenant.id).await?.version)?;
     tx.change_settings(tenant.id, app.configs.settings(), &body.settings, expected).await.map_err(placed)?;
     let answer = answer(&app, &mut tx, &tenant).await?;
@@ -164,25 +167,27 @@ pub(super) async fn change(
 
 pub(super) async fn history(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<Page<ConfigChange>>, Problem> {
     let tenant = find(&app, &tenant).await?;
     let (limit, before) = asked(&query)?;
-    let mut tx = begin_about(&app, &tenant, "read the history of a tenant's settings").await?;
+    let mut tx = begin_about(&app, &by, &tenant, "read the history of a tenant's settings").await?;
     let changes = tx.settings_history(tenant.id, before, one_more(limit)).await?;
     Ok(axum::Json(page(changes, limit)))
 }
 
 pub(super) async fn roll_back(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
     Submitted { body, once }: Submitted<Rollback>,
 ) -> Result<Answer, Problem> {
     let tenant = find(&app, &tenant).await?;
-    let (mut tx, now) = (begin_about(&app, &tenant, "roll a tenant's settings back").await?, app.now());
+    let (mut tx, now) = (begin_about(&app, &by, &tenant, "roll a tenant's settings back").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
@@ -209,22 +214,24 @@ pub(super) struct OfPlan {
 
 pub(super) async fn show_plan(
     State(app): State<Arc<App>>,
+    by: By,
     Path(plan): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<OfPlan>, Problem> {
     plans().plan(&plan).map_err(|_| Error::not_found())?;
-    let settings = begin(&app, "read a plan's settings").await?.plan_settings(&plan).await?;
+    let settings = begin(&app, &by, "read a plan's settings").await?.plan_settings(&plan).await?;
     Ok(axum::Json(OfPlan { plan, settings }))
 }
 
 pub(super) async fn change_plan(
     State(app): State<Arc<App>>,
+    by: By,
     Path(plan): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     Json(body): Json<Change>,
 ) -> Result<axum::Json<OfPlan>, Problem> {
     plans().plan(&plan).map_err(|_| Error::not_found())?;
-    let mut tx = begin(&app, "change a plan's settings").await?;
+    let mut tx = begin(&app, &by, "change a plan's settings").await?;
     let settings = tx.change_plan_settings(&plan, app.configs.settings(), &body.settings).await.map_err(placed)?;
     commit(&app, tx).await?;
     Ok(axum::Json(OfPlan { plan, settings }))

@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::edge::RequestId;
 use crate::extract::{NoQuery, Path, Query};
 use crate::idempotency::{Answer, Command, Memory, Submitted};
+use crate::operator::By;
 use crate::page::Page;
 use crate::plans::plans;
 
@@ -32,12 +33,13 @@ pub(super) struct Erasure {
 /// Queues the erasure of an archived tenant. There is no way back from it.
 pub(super) async fn erase(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     Submitted { body, once }: Submitted<Erasure>,
 ) -> Result<Answer, Problem> {
-    let (mut tx, now) = (begin(&app, "erase a tenant").await?, app.now());
+    let (mut tx, now) = (begin(&app, &by, "erase a tenant").await?, app.now());
     let by = tx.actor().clone();
     // First: when the request is sent again, the tenant may be gone.
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
@@ -57,13 +59,14 @@ pub(super) async fn erase(
 /// Queues the provisioning of a tenant that was created for it, or whose last one failed.
 pub(super) async fn provision(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     Command(once): Command,
 ) -> Result<Answer, Problem> {
     let found = find(&app, &tenant).await?;
-    let (mut tx, now) = (begin_about(&app, &found, "provision a tenant").await?, app.now());
+    let (mut tx, now) = (begin_about(&app, &by, &found, "provision a tenant").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
@@ -78,13 +81,14 @@ pub(super) async fn provision(
 /// Queues the export of a tenant's rows and objects.
 pub(super) async fn export(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     Command(once): Command,
 ) -> Result<Answer, Problem> {
     let found = find(&app, &tenant).await?;
-    let (mut tx, now) = (begin_about(&app, &found, "export a tenant").await?, app.now());
+    let (mut tx, now) = (begin_about(&app, &by, &found, "export a tenant").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
@@ -99,11 +103,12 @@ pub(super) async fn export(
 /// A file of an export: `manifest.json` names the others.
 pub(super) async fn file(
     State(app): State<Arc<App>>,
+    by: By,
     Path((operation, file)): Path<(String, String)>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<Response, Problem> {
     let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
-    let operation = begin(&app, "download a file of an export").await?.operation(id).await?;
+    let operation = begin(&app, &by, "download a file of an export").await?.operation(id).await?;
     let content = app.exports.file(&operation, &file).await?;
     let kind = match file.rsplit_once('.') {
         Some(("manifest", "json")) => "application/json",
@@ -121,20 +126,22 @@ pub(super) async fn file(
 
 pub(super) async fn show(
     State(app): State<Arc<App>>,
+    by: By,
     Path(operation): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<Operation>, Problem> {
     let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
-    Ok(axum::Json(begin(&app, "show an operation").await?.operation(id).await?))
+    Ok(axum::Json(begin(&app, &by, "show an operation").await?.operation(id).await?))
 }
 
 /// The latest hundred, the newest first.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<Page<Operation>>, Problem> {
     let found = find(&app, &tenant).await?;
-    let items = begin(&app, "list operations").await?.operations(found.id).await?;
+    let items = begin(&app, &by, "list operations").await?.operations(found.id).await?;
     Ok(axum::Json(Page { items, next_cursor: None }))
 }

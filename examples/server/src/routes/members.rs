@@ -156,12 +156,11 @@ pub(super) async fn me(
     let mut me = Me {
         kind: actor.kind(),
         subject: actor.subject().cloned(),
-        role: None,
+        role: cx.principal().role(),
         scopes: cx.scopes().iter().cloned().collect(),
         member: None,
     };
-    if let Principal::Member { subject, role } = cx.principal() {
-        me.role = Some(*role);
+    if let Principal::Member { subject, .. } = cx.principal() {
         let mut tx = app.db.read(&cx).await?;
         if let Standing::Active { id, .. } = tx.member_standing(subject).await? {
             me.member = tx.member(id).await?;

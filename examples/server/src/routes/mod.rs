@@ -7,11 +7,13 @@ use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
+use tenancy_core::OperatorRole;
 use tenancy_tower::{AdmitLayer, HostResolver, ResolveTenant, ResolveTenantLayer};
 
 use crate::app::App;
 use crate::edge::edge;
-use crate::operator::require_operator;
+use crate::impersonation::impersonate;
+use crate::operator::{require_operator, require_role};
 use crate::problem;
 use crate::signed_in::identify;
 use crate::standing::require_standing;
@@ -24,12 +26,14 @@ mod branding;
 mod config;
 mod documents;
 mod doors;
+mod impersonations;
 mod invites;
 mod lifecycle;
 mod mailbox;
 mod members;
 mod metrics;
 mod open;
+mod operators;
 mod outbox;
 mod projects;
 mod quotas;
@@ -44,11 +48,20 @@ struct Route {
     method: Method,
     path: &'static str,
     handler: MethodRouter<Arc<App>>,
+    /// Of a route for operators: the role that it needs, which is the highest unless it says otherwise.
+    role: OperatorRole,
+}
+
+impl Route {
+    /// Operators with this role may call it.
+    fn open_to(self, role: OperatorRole) -> Self {
+        Self { role, ..self }
+    }
 }
 
 fn route<T: 'static>(method: Method, path: &'static str, handler: impl Handler<T, Arc<App>>) -> Route {
     let filter = MethodFilter::try_from(method.clone()).expect("the tables below have standard methods only");
-    Route { method, path, handler: on(filter, handler) }
+    Route { method, path, handler: on(filter, handler), role: OperatorRole::Admin }
 }
 
 /// For anybody.
@@ -63,35 +76,45 @@ fn open_routes() -> Vec<Route> {
     ]
 }
 
-/// For whoever has the operator token.
+/// For operators: a route that does not say to which role it is open needs the highest.
 fn operator_routes() -> Vec<Route> {
+    use OperatorRole::{Support, Viewer};
     vec![
-        route(Method::GET, "/metrics", metrics::show),
-        route(Method::GET, "/api/v1/tenants", tenants::list),
+        route(Method::GET, "/metrics", metrics::show).open_to(Viewer),
+        route(Method::GET, "/api/v1/tenants", tenants::list).open_to(Viewer),
         route(Method::POST, "/api/v1/tenants", tenants::create),
-        route(Method::GET, "/api/v1/tenants/{tenant}", tenants::show),
+        route(Method::GET, "/api/v1/tenants/{tenant}", tenants::show).open_to(Viewer),
         route(Method::PATCH, "/api/v1/tenants/{tenant}", tenants::change),
         route(Method::DELETE, "/api/v1/tenants/{tenant}", tenants::archive),
         route(Method::POST, "/api/v1/tenants/{tenant}/suspend", tenants::suspend),
         route(Method::POST, "/api/v1/tenants/{tenant}/resume", tenants::resume),
-        route(Method::GET, "/api/v1/tenants/{tenant}/quotas", quotas::list),
+        route(Method::GET, "/api/v1/tenants/{tenant}/quotas", quotas::list).open_to(Viewer),
         route(Method::PUT, "/api/v1/tenants/{tenant}/quotas", quotas::put),
-        route(Method::GET, "/api/v1/tenants/{tenant}/usage", quotas::usage),
-        route(Method::GET, "/api/v1/outbox", outbox::list),
-        route(Method::POST, "/api/v1/outbox/{message}/redeliver", outbox::redeliver),
-        route(Method::GET, "/api/v1/tenants/{tenant}/audit", audit::list),
+        route(Method::GET, "/api/v1/tenants/{tenant}/usage", quotas::usage).open_to(Viewer),
+        route(Method::GET, "/api/v1/outbox", outbox::list).open_to(Viewer),
+        route(Method::POST, "/api/v1/outbox/{message}/redeliver", outbox::redeliver).open_to(Support),
+        route(Method::GET, "/api/v1/tenants/{tenant}/audit", audit::list).open_to(Support),
         route(Method::POST, "/api/v1/tenants/{tenant}/erase", lifecycle::erase),
-        route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
-        route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
-        route(Method::GET, "/api/v1/tenants/{tenant}/config", config::show),
+        route(Method::GET, "/api/v1/tenants/{tenant}/config", config::show).open_to(Viewer),
         route(Method::PATCH, "/api/v1/tenants/{tenant}/config", config::change),
-        route(Method::GET, "/api/v1/tenants/{tenant}/config/history", config::history),
+        route(Method::GET, "/api/v1/tenants/{tenant}/config/history", config::history).open_to(Viewer),
         route(Method::POST, "/api/v1/tenants/{tenant}/config/rollback", config::roll_back),
-        route(Method::GET, "/api/v1/plans/{plan}/config", config::show_plan),
+        route(Method::GET, "/api/v1/plans/{plan}/config", config::show_plan).open_to(Viewer),
         route(Method::PATCH, "/api/v1/plans/{plan}/config", config::change_plan),
         route(Method::POST, "/api/v1/tenants/{tenant}/provision", lifecycle::provision),
         route(Method::POST, "/api/v1/tenants/{tenant}/export", lifecycle::export),
         route(Method::GET, "/api/v1/operations/{operation}/files/{file}", lifecycle::file),
+        route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list).open_to(Viewer),
+        route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show).open_to(Viewer),
+        route(Method::GET, "/api/v1/operators", operators::list),
+        route(Method::POST, "/api/v1/operators", operators::create),
+        route(Method::GET, "/api/v1/operators/{operator}", operators::show),
+        route(Method::PATCH, "/api/v1/operators/{operator}", operators::change),
+        route(Method::DELETE, "/api/v1/operators/{operator}", operators::disable),
+        route(Method::POST, "/api/v1/operators/{operator}/token", operators::rotate),
+        route(Method::POST, "/api/v1/tenants/{tenant}/impersonate", impersonations::start).open_to(Support),
+        route(Method::GET, "/api/v1/tenants/{tenant}/impersonations", impersonations::list).open_to(Support),
+        route(Method::DELETE, "/api/v1/tenants/{tenant}/impersonations/{impersonation}", impersonations::end).open_to(Support),
     ]
 }
 
@@ -139,6 +162,10 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/config/rollback", config::roll_own_back),
         route(Method::PUT, "/api/v1/branding", branding::put),
         route(Method::PATCH, "/api/v1/branding", branding::patch),
+        route(Method::GET, "/api/v1/impersonations", impersonations::own),
+        route(Method::DELETE, "/api/v1/impersonations/{impersonation}", impersonations::end_own),
+        route(Method::GET, "/api/v1/impersonation-consent", impersonations::consent),
+        route(Method::PUT, "/api/v1/impersonation-consent", impersonations::set_consent),
     ]
 }
 
@@ -153,16 +180,18 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, host: Option<
         |routes: Vec<Route>| routes.into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
     let catalog = Arc::new(app.catalog.clone());
     let resolver = Arc::new(resolver);
-    // From outside in: who signed in, whose request it is, what that member may do now, whether it is admitted, then the handler.
+    // From outside in: who signed in, or an operator's visit, whose request it is, what that member may do now, whether it is admitted, then the handler.
     let tenants = mount(tenant_routes())
         .route_layer(AdmitLayer::new(app.meter.clone()))
         .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
         .route_layer(ResolveTenantLayer::new(catalog.clone(), Callers::signed_in(&resolver)))
+        .route_layer(from_fn_with_state(Arc::clone(app), impersonate))
         .route_layer(from_fn_with_state(Arc::clone(app), identify));
     // Not admitted: whoever has no credentials must not be able to use up what the tenant may ask.
     let visitors = mount(visitor_routes())
         .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
         .route_layer(ResolveTenantLayer::new(catalog, Callers::or_visiting(&resolver, host)))
+        .route_layer(from_fn_with_state(Arc::clone(app), impersonate))
         .route_layer(from_fn_with_state(Arc::clone(app), identify));
     let mut router = mount(open_routes()).merge(tenants).merge(visitors);
     // For people who follow a link in a mail, and no part of the API.
@@ -170,7 +199,11 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, host: Option<
         .route("/welcome/{token}", on(MethodFilter::GET, doors::welcome).on(MethodFilter::POST, doors::join))
         .route("/sign-in/{token}", on(MethodFilter::GET, doors::sign_in).on(MethodFilter::POST, doors::enter_by_link));
     if has_admin {
-        router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
+        let routes = operator_routes().into_iter().map(|route| {
+            let handler = route.handler.route_layer(from_fn_with_state(route.role, require_role));
+            Route { handler, ..route }
+        });
+        router = router.merge(mount(routes.collect()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
     }
     // For a developer on this machine, and no part of the API.
     if app.mailbox.is_some() {
@@ -206,6 +239,20 @@ mod tests {
         let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
         assert_eq!(documented, routed);
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+
+    #[test]
+    fn every_operation_for_operators_says_which_role_it_needs() {
+        let document: Value = serde_json::from_str(open::OPENAPI).expect("JSON");
+        for Route { method, path, role, .. } in operator_routes() {
+            let operation = &document["paths"][path][method.as_str().to_lowercase()];
+            assert_eq!(operation["x-operator-role"], role.as_str(), "{method} {path}");
+            // Whoever only looks changes nothing.
+            assert!(role > OperatorRole::Viewer || method == Method::GET, "{method} {path}");
+        }
+        for Route { method, path, .. } in open_routes().into_iter().chain(tenant_routes()) {
+            assert!(document["paths"][path][method.as_str().to_lowercase()]["x-operator-role"].is_null(), "{method} {path}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::tenants::begin;
 use crate::app::{App, uncancelled};
 use crate::extract::{NoQuery, Path, Query};
 use crate::idempotency::{Answer, Command, Memory};
+use crate::operator::By;
 use crate::page::{List, Page, decode};
 
 #[derive(Debug, Deserialize)]
@@ -23,14 +24,18 @@ pub(super) struct OutboxQuery {
     cursor: Option<String>,
 }
 
-pub(super) async fn list(State(app): State<Arc<App>>, Query(query): Query<OutboxQuery>) -> Result<axum::Json<Page<Undelivered>>, Problem> {
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    by: By,
+    Query(query): Query<OutboxQuery>,
+) -> Result<axum::Json<Page<Undelivered>>, Problem> {
     let limit = query.limit.unwrap_or(50);
     if !(1..=200).contains(&limit) {
         return Err(Error::invalid("limit", "must be 1 to 200").into());
     }
     let before = query.cursor.map(|cursor| decode(List::Outbox, &cursor)).transpose()?;
     let before = before.map(|id| i64::try_from(id.as_u128()).unwrap_or(i64::MAX));
-    let mut tx = begin(&app, "list messages that were not delivered").await?;
+    let mut tx = begin(&app, &by, "list messages that were not delivered").await?;
     let state = query.state.unwrap_or(MessageState::Waiting);
     let items = tx.undelivered(state, before, u32::try_from(limit + 1).unwrap_or(u32::MAX)).await?;
     let number = |message: &Undelivered| Uuid::from_u128(u128::from(message.id.unsigned_abs()));
@@ -39,11 +44,12 @@ pub(super) async fn list(State(app): State<Arc<App>>, Query(query): Query<Outbox
 
 pub(super) async fn redeliver(
     State(app): State<Arc<App>>,
+    by: By,
     Path(message): Path<i64>,
     Query(NoQuery {}): Query<NoQuery>,
     Command(once): Command,
 ) -> Result<Answer, Problem> {
-    let (mut tx, now) = (begin(&app, "deliver a message again").await?, app.now());
+    let (mut tx, now) = (begin(&app, &by, "deliver a message again").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);

@@ -16,6 +16,7 @@ use tenancy_tower::axum::Problem;
 use super::tenants::{begin_about, find};
 use crate::app::App;
 use crate::extract::{Caller, Json, NoQuery, Path, Query};
+use crate::operator::By;
 use crate::plans::{entitle, plans};
 
 #[derive(Debug, Serialize)]
@@ -25,11 +26,12 @@ pub(super) struct Quotas {
 
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<Quotas>, Problem> {
     let tenant = find(&app, &tenant).await?;
-    let items = begin_about(&app, &tenant, "read a tenant's quotas").await?.quotas(tenant.id, app.now()).await?;
+    let items = begin_about(&app, &by, &tenant, "read a tenant's quotas").await?.quotas(tenant.id, app.now()).await?;
     Ok(axum::Json(Quotas { items }))
 }
 
@@ -71,12 +73,13 @@ fn also_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option
 /// Sets the quotas that are named, and leaves the others.
 pub(super) async fn put(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     Json(body): Json<Wanted>,
 ) -> Result<axum::Json<Quotas>, Problem> {
     let tenant = find(&app, &tenant).await?;
-    let mut tx = begin_about(&app, &tenant, "set a tenant's quotas").await?;
+    let mut tx = begin_about(&app, &by, &tenant, "set a tenant's quotas").await?;
     for (at, wanted) in body.quotas.iter().enumerate() {
         let place = |error: Error| match error.field() {
             Some(field) => Error::invalid(format!("quotas[{at}].{field}"), error.message().to_owned()),
@@ -186,13 +189,14 @@ struct Usage {
 
 pub(super) async fn usage(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(query): Query<UsageQuery>,
 ) -> Result<Response, Problem> {
     let tenant = find(&app, &tenant).await?;
     let now = app.now();
     let asked = query.asked(now)?;
-    let mut tx = begin_about(&app, &tenant, "read a tenant's usage").await?;
+    let mut tx = begin_about(&app, &by, &tenant, "read a tenant's usage").await?;
     let items = tx.usage(tenant.id, asked.metric, asked.from, asked.to, asked.resolution).await?;
     let quotas = tx.quotas(tenant.id, now).await?;
     Ok(answer(asked, items, quotas))

@@ -17,7 +17,7 @@ use tenancy_tower::axum::Problem;
 use crate::app::{App, uncancelled};
 use crate::extract::{Json, NoQuery, Path, Query, present};
 use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
-use crate::operator;
+use crate::operator::By;
 use crate::page::{List, Page, decode, encode};
 use crate::plans::{entitle, plans};
 use crate::precondition::{Preconditions, etag, mismatch};
@@ -31,13 +31,17 @@ pub(super) struct ListQuery {
     status: Option<String>,
 }
 
-pub(super) async fn list(State(app): State<Arc<App>>, Query(query): Query<ListQuery>) -> Result<axum::Json<Page<Arc<Tenant>>>, Problem> {
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    by: By,
+    Query(query): Query<ListQuery>,
+) -> Result<axum::Json<Page<Arc<Tenant>>>, Problem> {
     let mut asked = TenantQuery::default();
     asked.limit = query.limit.unwrap_or(asked.limit);
     asked.search = query.search;
     asked.status = query.status.map(|status| status.parse()).transpose()?;
     asked.after = query.cursor.map(|cursor| decode(List::Tenants, &cursor)?.try_into()).transpose()?;
-    let page = app.catalog.list(&asked, &operator::actor()?).await?;
+    let page = app.catalog.list(&asked, &by.actor()?).await?;
     let next_cursor = page.next.map(|id| encode(List::Tenants, id.as_uuid()));
     Ok(axum::Json(Page { items: page.tenants, next_cursor }))
 }
@@ -60,6 +64,7 @@ pub(super) struct Creation {
 /// The tenant is active at once, or waits to be provisioned.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    by: By,
     Query(NoQuery {}): Query<NoQuery>,
     Submitted { body, once }: Submitted<Creation>,
 ) -> Result<Answer, Problem> {
@@ -73,7 +78,7 @@ pub(super) async fn create(
     new.branding = body.branding;
     new.flags = body.flags;
     plans().plan(&new.plan)?;
-    let (mut tx, now) = (begin(&app, "create a tenant").await?, app.now());
+    let (mut tx, now) = (begin(&app, &by, "create a tenant").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
@@ -119,6 +124,7 @@ pub(super) struct Change {
 
 pub(super) async fn change(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
@@ -132,7 +138,7 @@ pub(super) async fn change(
     change.flags = body.flags;
     let found = find(&app, &tenant).await?;
     let expected = expected(&preconditions, &found)?;
-    let mut tx = begin_about(&app, &found, "change a tenant").await?;
+    let mut tx = begin_about(&app, &by, &found, "change a tenant").await?;
     let tenant = tx.update_tenant(found.id, change, expected, app.now()).await?;
     if tenant.plan != found.plan {
         entitle(&mut tx, tenant.id, &tenant.plan).await?;
@@ -144,13 +150,14 @@ pub(super) async fn change(
 /// The soft deletion: nothing is served and nothing is lost. Doing it again changes nothing.
 pub(super) async fn archive(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
 ) -> Result<StatusCode, Problem> {
     let found = find(&app, &tenant).await?;
     let expected = expected(&preconditions, &found)?;
-    let mut tx = begin_about(&app, &found, "archive a tenant").await?;
+    let mut tx = begin_about(&app, &by, &found, "archive a tenant").await?;
     if status(&mut tx, &found).await? != TenantStatus::Archived {
         tx.update_tenant(found.id, TenantChange::status(TenantStatus::Archived), expected, app.now()).await?;
         commit(&app, tx).await?;
@@ -161,28 +168,30 @@ pub(super) async fn archive(
 /// Also brings an archived tenant back, as a suspended one.
 pub(super) async fn suspend(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
     Command(once): Command,
 ) -> Result<Answer, Problem> {
-    go_to(&app, &tenant, TenantStatus::Suspended, &preconditions, &once).await.map_err(Problem)
+    go_to(&app, &by, &tenant, TenantStatus::Suspended, &preconditions, &once).await.map_err(Problem)
 }
 
 pub(super) async fn resume(
     State(app): State<Arc<App>>,
+    by: By,
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
     Command(once): Command,
 ) -> Result<Answer, Problem> {
-    go_to(&app, &tenant, TenantStatus::Active, &preconditions, &once).await.map_err(Problem)
+    go_to(&app, &by, &tenant, TenantStatus::Active, &preconditions, &once).await.map_err(Problem)
 }
 
 /// Takes the tenant along one edge of its lifecycle; one that is there already stays as it is.
-async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &Preconditions, once: &Once) -> Result<Answer> {
+async fn go_to(app: &Arc<App>, by: &By, tenant: &str, to: TenantStatus, preconditions: &Preconditions, once: &Once) -> Result<Answer> {
     let found = find(app, tenant).await?;
-    let (mut tx, now) = (begin_about(app, &found, "change a tenant's status").await?, app.now());
+    let (mut tx, now) = (begin_about(app, by, &found, "change a tenant's status").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
@@ -205,13 +214,13 @@ async fn go_to(app: &Arc<App>, tenant: &str, to: TenantStatus, preconditions: &P
     Ok(answer)
 }
 
-pub(super) async fn begin(app: &App, reason: &str) -> Result<SystemTx> {
-    app.db.dangerous().on_behalf_of(operator::actor()?).begin_system(reason).await
+pub(super) async fn begin(app: &App, by: &By, reason: &str) -> Result<SystemTx> {
+    app.db.dangerous().on_behalf_of(by.actor()?).begin_system(reason).await
 }
 
 /// [`begin`], for what is about one tenant: its admins see the access.
-pub(super) async fn begin_about(app: &App, tenant: &Tenant, reason: &str) -> Result<SystemTx> {
-    app.db.dangerous().on_behalf_of(operator::actor()?).about(tenant.id).begin_system(reason).await
+pub(super) async fn begin_about(app: &App, by: &By, tenant: &Tenant, reason: &str) -> Result<SystemTx> {
+    app.db.dangerous().on_behalf_of(by.actor()?).about(tenant.id).begin_system(reason).await
 }
 
 /// Commits, and lets this node see it at once. If it can't, it will within the bound on staleness: the work is done either way.
