@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod clock;
 pub mod context;
+pub mod domain;
 pub mod erase;
 pub mod error;
 pub mod id;
@@ -20,6 +21,7 @@ pub mod objects;
 pub use audit::{Actor, AuditEvent, Outcome};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use context::{JobEnvelope, Principal, Role, Subject, TenantContext};
+pub use domain::{Domain, DomainName, DomainState, TxtResolver};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{TenantHint, TenantId, TenantSlug};
 pub use member::{Email, Member, MemberChange, NewMember, Standing};

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audit;
+pub mod domains;
 pub mod erase;
 pub mod isolation;
 pub mod operations;

@@ -151,6 +151,11 @@ impl Member {
         self.post("/api/v1/members", &body).await.expect(201).text("id")
     }
 
+    /// Claims a domain; its name.
+    pub async fn domain(&self, name: &str) -> String {
+        self.post("/api/v1/domains", &json!({ "domain": name })).await.expect(201).text("domain")
+    }
+
     /// Adds a document; its id.
     pub async fn document(&self, project: &str, title: &str) -> String {
         let made = self.post(&format!("/api/v1/projects/{project}/documents"), &json!({ "title": title, "content": "text" })).await;

@@ -3,6 +3,7 @@
 pub mod actors;
 pub mod app;
 pub mod defects;
+pub mod dns;
 pub mod pgbouncer;
 pub mod program;
 pub mod proxy;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
-use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
+use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock, TxtResolver};
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
@@ -25,6 +25,8 @@ use crate::attachment_store;
 use crate::config::{Config, Secret, text};
 use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
+use crate::dns::Dns;
+use crate::domains;
 use crate::mailer::{self, Mailbox};
 use crate::metrics;
 use crate::routes;
@@ -44,7 +46,6 @@ pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, config: &Config
 }
 
 /// What the handlers share.
-#[derive(Debug)]
 pub(crate) struct App {
     pub(crate) db: TenantDb,
     pub(crate) catalog: PgCatalog,
@@ -58,7 +59,16 @@ pub(crate) struct App {
     pub(crate) members_only: bool,
     /// What the routes of the mailbox show; nothing where there are none.
     pub(crate) mailbox: Option<Mailbox>,
+    /// The platform's own domain.
+    pub(crate) base_domain: Option<String>,
+    pub(crate) dns: Arc<dyn TxtResolver>,
     draining: AtomicBool,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("db", &self.db).finish_non_exhaustive()
+    }
 }
 
 impl App {
@@ -116,7 +126,7 @@ impl Running {
         let objects = attachment_store::open(Arc::clone(&store))?;
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         let resolver = match text(&config.base_domain) {
-            Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?),
+            Some(domain) => AllAgree::new(tokens).and(HostResolver::new(domain)?.with_domains()),
             None => AllAgree::new(tokens),
         };
         let (operator_token, new_operator_token) = OperatorToken::from_config(config)?;
@@ -156,12 +166,15 @@ impl Running {
             upload_timeout: config.upload_timeout,
             members_only: config.members_only,
             mailbox: mailbox.filter(|_| address.ip().is_loopback()),
+            base_domain: text(&config.base_domain).map(str::to_owned),
+            dns: Arc::new(Dns::from_config(config)?),
             draining: AtomicBool::new(false),
         });
         let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
         let mut work = JoinSet::new();
         if database.has_admin() {
             work.spawn(operations(&app.db, &app.objects, config)?.run(WORK_INTERVAL));
+            work.spawn(domains::recheck(app.db.clone(), Arc::clone(&app.dns)));
         }
         let router = routes::router(&app, resolver, database.has_admin());
         let listener = listener.tap_io(|connection| {

@@ -77,6 +77,9 @@ pub struct Config {
     /// The secret that signs certificates of erasure, at least 32 bytes: the same one on every node. Absent: one in the data folder
     #[arg(long, env = "TENANCY_CERTIFICATE_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
     pub certificate_key: Option<Secret>,
+    /// The name server that is asked for the proofs of tenants' own domains. Absent: the system's
+    #[arg(long, env = "TENANCY_DNS", value_name = "ADDRESS:PORT", global = true)]
+    pub dns: Option<String>,
 }
 
 impl Default for Config {

@@ -19,6 +19,8 @@ mod anchors;
 mod app;
 mod attachment_store;
 mod credentials;
+mod dns;
+mod domains;
 mod edge;
 mod extract;
 mod idempotency;

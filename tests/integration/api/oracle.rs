@@ -35,6 +35,7 @@ struct Things {
     document: String,
     name: String,
     member: String,
+    domain: String,
 }
 
 impl Things {
@@ -45,6 +46,7 @@ impl Things {
             "document" => &self.document,
             "name" => &self.name,
             "member" => &self.member,
+            "domain" => &self.domain,
             other => panic!("the document has a parameter {{{other}}}: teach me how to make one, of a tenant's own, and gone"),
         }
     }
@@ -55,7 +57,8 @@ impl Things {
         let document = of.document(&project, "canary").await;
         of.attach(&document, name, b"canary").await.expect(201);
         let member = of.member(&Uuid::new_v4().to_string()).await;
-        Self { project, document, name: name.to_owned(), member }
+        let domain = of.domain(&format!("{}.example.com", Uuid::new_v4())).await;
+        Self { project, document, name: name.to_owned(), member, domain }
     }
 
     /// Made and deleted. The attachment was one of the document in `beside` as well.
@@ -68,12 +71,13 @@ impl Things {
         of.delete(&format!("/api/v1/documents/{}", gone.document)).await.expect(204);
         of.delete(&format!("/api/v1/projects/{}", gone.project)).await.expect(204);
         of.delete(&format!("/api/v1/members/{}", gone.member)).await.expect(204);
+        of.delete(&format!("/api/v1/domains/{}", gone.domain)).await.expect(204);
         gone
     }
 
     fn nobodys() -> Self {
         let id = || Uuid::new_v4().to_string();
-        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id() }
+        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id(), domain: format!("{}.example.com", id()) }
     }
 }
 
@@ -188,6 +192,7 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (Some("string"), "slug") => json!("a-new-slug"),
             (Some("string"), "email") => json!("new@example.com"),
             (Some("string"), "role") => json!("viewer"),
+            (Some("string"), "domain") => json!("new.example.com"),
             (None, "subject") => json!("a-new-subject"),
             (None, "scopes") => json!(["canary"]),
             (Some("string"), _) => json!("standard"),
@@ -383,7 +388,7 @@ async fn control_a_thing_that_crosses_is_told_on_every_route() {
     let operations = served(&app).await;
     for operation in naming(&operations) {
         // What a missing `where` and a missing policy would do: the rows are there for the other tenant.
-        for table in ["projects", "documents", "attachments", "tenancy.members"] {
+        for table in ["projects", "documents", "attachments", "tenancy.members", "tenancy.domains"] {
             let columns = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
                             where attrelid = $1::regclass and attnum > 0 and not attisdropped and attname <> 'tenant_id'";
             let columns: String = sqlx::query_scalar(columns).bind(table).fetch_one(&mut eye).await.expect("columns");
@@ -507,7 +512,7 @@ async fn another_tenants_key_is_a_fresh_key() {
     // The control: a key of the table without the tenant is an oracle.
     let without = "truncate idempotency_keys; create unique index on idempotency_keys (key)";
     app.db_eye().await.execute(without).await.expect("a key without the tenant");
-    assert_eq!(keys_told(&app, &acme, &globex).await.len(), 3, "the detector is blind");
+    assert_eq!(keys_told(&app, &acme, &globex).await.len(), 4, "the detector is blind");
 }
 
 /// Tenants as a tenant's token sees them through the operators' routes and through hints: all alike, whoever and whatever they are.

@@ -18,6 +18,7 @@ use crate::standing::require_standing;
 mod attachments;
 mod audit;
 mod documents;
+mod domains;
 mod lifecycle;
 mod mailbox;
 mod members;
@@ -102,6 +103,11 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/members/{member}", members::change),
         route(Method::DELETE, "/api/v1/members/{member}", members::remove),
         route(Method::GET, "/api/v1/audit", audit::own),
+        route(Method::GET, "/api/v1/domains", domains::list),
+        route(Method::POST, "/api/v1/domains", domains::claim),
+        route(Method::GET, "/api/v1/domains/{domain}", domains::show),
+        route(Method::DELETE, "/api/v1/domains/{domain}", domains::release),
+        route(Method::POST, "/api/v1/domains/{domain}/verify", domains::verify),
     ]
 }
 
