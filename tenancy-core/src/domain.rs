@@ -265,10 +265,42 @@ mod tests {
         }
         let long = format!("{}.example.com", "a.".repeat(120));
         for bad in [
-            "", ".", "example", "localhost", "example.com.", ".example.com", "a..example.com", "*.example.com", "example.com:443", "http://example.com",
-            "example.com/x", "a_b.example.com", "-a.example.com", "a-.example.com", "a b.example.com", "exa\u{301}mple.com", "bücher.example.com",
-            "ab--c.example.com", "1.2.3.4", "0x7f.1", "127.1", "example.0x1", "::1", "[::1]", "a.b.c", "printer.local", "x.LOCALHOST", "db.internal",
-            "a.test", "a.example", "4.3.2.1.in-addr.arpa", "x.onion", "example.com\0", "example.com\n", "' or 1=1.example.com", &long,
+            "",
+            ".",
+            "example",
+            "localhost",
+            "example.com.",
+            ".example.com",
+            "a..example.com",
+            "*.example.com",
+            "example.com:443",
+            "http://example.com",
+            "example.com/x",
+            "a_b.example.com",
+            "-a.example.com",
+            "a-.example.com",
+            "a b.example.com",
+            "exa\u{301}mple.com",
+            "bücher.example.com",
+            "ab--c.example.com",
+            "1.2.3.4",
+            "0x7f.1",
+            "127.1",
+            "example.0x1",
+            "::1",
+            "[::1]",
+            "a.b.c",
+            "printer.local",
+            "x.LOCALHOST",
+            "db.internal",
+            "a.test",
+            "a.example",
+            "4.3.2.1.in-addr.arpa",
+            "x.onion",
+            "example.com\0",
+            "example.com\n",
+            "' or 1=1.example.com",
+            &long,
         ] {
             assert_eq!(bad.parse::<DomainName>().expect_err(bad).field(), Some("domain"), "{bad}");
         }
@@ -286,6 +318,10 @@ mod tests {
     fn below_a_base_are_only_its_own() {
         let within = |name: &str, base| name.parse::<DomainName>().expect(name).is_within(base);
         assert!(within("example.com", "example.com") && within("a.b.example.com", "example.com"));
-        assert!(!within("badexample.com", "example.com") && !within("example.com", "a.example.com") && !within("example.com.evil.net", "example.com"));
+        assert!(
+            !within("badexample.com", "example.com")
+                && !within("example.com", "a.example.com")
+                && !within("example.com.evil.net", "example.com")
+        );
     }
 }

@@ -18,8 +18,8 @@ use sqlx::postgres::{PgListener, PgRow};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 use tenancy_core::{
-    Actor, AuditEvent, DomainName, Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog, TenantChange, TenantHint, TenantId, TenantPage,
-    TenantQuery, TenantSlug, TenantStatus,
+    Actor, AuditEvent, DomainName, Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog, TenantChange, TenantHint, TenantId,
+    TenantPage, TenantQuery, TenantSlug, TenantStatus,
 };
 use tokio::task::JoinHandle;
 
@@ -35,7 +35,8 @@ const FLOOR_TTL: Duration = Duration::from_secs(60);
 const CAPACITY: u64 = 100_000;
 
 const COLUMNS: &str = "id, slug, name, status, branding, flags, plan, created_at, updated_at, version";
-const DOMAINS: &str = "array(select d.domain from tenancy.domains d where d.tenant_id = tenants.id and d.state = 'verified' order by 1) as domains";
+const DOMAINS: &str =
+    "array(select d.domain from tenancy.domains d where d.tenant_id = tenants.id and d.state = 'verified' order by 1) as domains";
 
 /// What this node knows of the catalog.
 #[derive(Debug)]
@@ -265,7 +266,12 @@ fn tenant(row: &PgRow) -> Result<Tenant> {
             branding,
             flags,
             plan: row.try_get("plan")?,
-            domains: row.try_get::<Vec<String>, _>("domains")?.into_iter().map(DomainName::try_from).collect::<Result<_>>().map_err(decode)?,
+            domains: row
+                .try_get::<Vec<String>, _>("domains")?
+                .into_iter()
+                .map(DomainName::try_from)
+                .collect::<Result<_>>()
+                .map_err(decode)?,
             created_at: row.try_get("created_at")?,
             updated_at: row.try_get("updated_at")?,
             version: row.try_get::<i64, _>("version")?.unsigned_abs(),

@@ -35,11 +35,14 @@ impl TenantTx {
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn claim_domain(&mut self, by: &TenantContext, domain: &DomainName) -> Result<Domain> {
         let token = format!("{:032x}", rand::random::<u128>());
-        let query = sqlx::query_scalar("select tenancy.domain_claim($1, $2, $3)").bind(domain.as_str()).bind(token).bind(Domain::MAX.cast_signed());
+        let query =
+            sqlx::query_scalar("select tenancy.domain_claim($1, $2, $3)").bind(domain.as_str()).bind(token).bind(Domain::MAX.cast_signed());
         let answer: String = query.fetch_one(&mut *self).await.map_err(from_sqlx)?;
         match answer.as_str() {
             "claimed" => {}
-            "full" => return Err(Error::new(ErrorKind::Conflict, format!("a tenant can claim {} domains: release one first", Domain::MAX))),
+            "full" => {
+                return Err(Error::new(ErrorKind::Conflict, format!("a tenant can claim {} domains: release one first", Domain::MAX)));
+            }
             _ => return Err(Error::new(ErrorKind::Conflict, "the domain is claimed already")),
         }
         self.audit(event(by, "domain.claim", domain, Value::Null)).await?;
@@ -80,7 +83,8 @@ impl TenantTx {
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn look_at_domain(&mut self, domain: &DomainName) -> Result<Option<Challenge>> {
         let found = self.domain(domain).await?.ok_or_else(Error::not_found)?;
-        let query = sqlx::query_scalar("select tenancy.domain_look($1, make_interval(secs => $2))").bind(domain.as_str()).bind(PAUSE.as_secs_f64());
+        let query =
+            sqlx::query_scalar("select tenancy.domain_look($1, make_interval(secs => $2))").bind(domain.as_str()).bind(PAUSE.as_secs_f64());
         let may: bool = query.fetch_one(self).await.map_err(from_sqlx)?;
         Ok(may.then_some(found.record))
     }
@@ -161,7 +165,8 @@ fn event(by: &TenantContext, action: &str, domain: &DomainName, detail: Value) -
 }
 
 fn tenant_event(by: &TenantContext, version: i64, domain: &DomainName, holds: bool) -> AuditEvent {
-    let mut event = AuditEvent::new(by.principal().actor(), "tenant.update", by.tenant_id().to_string()).with_detail(change(version, domain, holds));
+    let mut event =
+        AuditEvent::new(by.principal().actor(), "tenant.update", by.tenant_id().to_string()).with_detail(change(version, domain, holds));
     event.request_id = Some(by.request_id());
     event
 }

@@ -4,6 +4,7 @@ mod attachments;
 mod audit;
 mod bad_input;
 mod documents;
+mod domains;
 mod isolation;
 mod lifecycle;
 mod members;
