@@ -17,6 +17,8 @@ pub mod tenant;
 pub mod cache;
 #[cfg(feature = "object-store")]
 pub mod objects;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use audit::{Actor, AuditEvent, Outcome};
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -25,6 +25,8 @@ pub mod embedded;
 pub mod mail;
 #[cfg(all(unix, feature = "testing"))]
 pub mod testing;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use catalog::PgCatalog;
 pub use dangerous::Dangerous;

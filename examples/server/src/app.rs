@@ -62,6 +62,7 @@ pub(crate) struct App {
     /// The platform's own domain.
     pub(crate) base_domain: Option<String>,
     pub(crate) dns: Arc<dyn TxtResolver>,
+    pub(crate) webhooks_loopback: bool,
     draining: AtomicBool,
 }
 
@@ -167,6 +168,7 @@ impl Running {
             members_only: config.members_only,
             mailbox: mailbox.filter(|_| address.ip().is_loopback()),
             base_domain: text(&config.base_domain).map(str::to_owned),
+            webhooks_loopback: config.webhooks_loopback,
             dns: Arc::new(Dns::from_config(config)?),
             draining: AtomicBool::new(false),
         });

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use tenancy_core::domain::{Challenge, Proof};
+use tenancy_core::outbox::Message;
 use tenancy_core::{AuditEvent, Domain, DomainName, DomainState, Error, ErrorKind, Result, TenantContext, TenantId};
 
 use crate::error::from_sqlx;
@@ -110,6 +111,7 @@ impl TenantTx {
         if let Some(version) = version {
             self.audit(event(by, "domain.verify", domain, json!({ "was": was, "state": became }))).await?;
             self.audit(tenant_event(by, version, domain, true)).await?;
+            self.post(&Message::new("domain.verified", format!("{domain}:{version}"), json!({ "domain": domain }))?).await?;
         }
         self.domain(domain).await?.ok_or_else(Error::not_found)
     }

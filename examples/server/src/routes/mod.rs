@@ -29,6 +29,7 @@ mod projects;
 mod quotas;
 mod tenant;
 mod tenants;
+mod webhooks;
 
 /// One operation of the API.
 struct Route {
@@ -108,6 +109,13 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/domains/{domain}", domains::show),
         route(Method::DELETE, "/api/v1/domains/{domain}", domains::release),
         route(Method::POST, "/api/v1/domains/{domain}/verify", domains::verify),
+        route(Method::GET, "/api/v1/webhooks", webhooks::list),
+        route(Method::POST, "/api/v1/webhooks", webhooks::create),
+        route(Method::PATCH, "/api/v1/webhooks/{webhook}", webhooks::change),
+        route(Method::DELETE, "/api/v1/webhooks/{webhook}", webhooks::remove),
+        route(Method::POST, "/api/v1/webhooks/{webhook}/rotate", webhooks::rotate),
+        route(Method::POST, "/api/v1/webhooks/{webhook}/test", webhooks::test),
+        route(Method::GET, "/api/v1/webhooks/{webhook}/deliveries", webhooks::deliveries),
     ]
 }
 
