@@ -140,7 +140,11 @@ mod tests {
         }
         assert!(!is(&own, ID, &stamp, SIGNATURE, BODY, at(301)) && !is(&own, ID, &stamp, SIGNATURE, BODY, at(-301)), "replayed");
         assert!(!is(&own, ID, &(AT + 1).to_string(), SIGNATURE, BODY, at(0)) && !is(&own, "msg_x", &stamp, SIGNATURE, BODY, at(0)));
-        assert!(!is(&own, ID, &stamp, SIGNATURE, b"{}", at(0)) && !is(&own[..1], ID, &stamp, SIGNATURE, BODY, at(0)) && !is(&[], ID, &stamp, SIGNATURE, BODY, at(0)));
+        assert!(
+            !is(&own, ID, &stamp, SIGNATURE, b"{}", at(0))
+                && !is(&own[..1], ID, &stamp, SIGNATURE, BODY, at(0))
+                && !is(&[], ID, &stamp, SIGNATURE, BODY, at(0))
+        );
         for signatures in ["", "v1,", "v1", "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", &SIGNATURE[3..], "v1,g0hM9SsE"] {
             assert!(!is(&own, ID, &stamp, signatures, BODY, at(0)), "{signatures}");
         }

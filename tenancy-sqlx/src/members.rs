@@ -214,7 +214,11 @@ impl TenantTx {
 
 /// For whoever wants to know: who they are is to be asked for.
 fn told(topic: &str, member: &Member) -> Result<Message> {
-    Message::new(topic, format!("{}:{}", member.id, member.version), json!({ "member": member.id, "role": member.role, "version": member.version }))
+    Message::new(
+        topic,
+        format!("{}:{}", member.id, member.version),
+        json!({ "member": member.id, "role": member.role, "version": member.version }),
+    )
 }
 
 /// Who they are stays out of the audit log, which nobody can change: the id is enough.

@@ -7,6 +7,7 @@ pub mod dns;
 pub mod pgbouncer;
 pub mod program;
 pub mod proxy;
+pub mod receiver;
 pub mod smtp;
 pub mod stats;
 

@@ -25,3 +25,4 @@ mod quota_faults;
 mod schema;
 mod sealed;
 mod tx;
+mod webhook;

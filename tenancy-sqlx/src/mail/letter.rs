@@ -73,7 +73,8 @@ impl Letter {
             }
             "webhook.disabled" => {
                 let (host, why) = (text("host").unwrap_or_default(), text("why").unwrap_or_default());
-                let lines = vec![format!("A webhook to {host} was disabled: {why}."), "It gets nothing until you enable it again.".to_owned()];
+                let lines =
+                    vec![format!("A webhook to {host} was disabled: {why}."), "It gets nothing until you enable it again.".to_owned()];
                 Self { subject: format!("{product}: a webhook was disabled"), lines, action: None }
             }
             _ => {

@@ -57,7 +57,8 @@ impl Client {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(pem) = root {
-            let certificate = CertificateDer::from_pem_slice(pem).map_err(|e| wrong("the root certificate of webhooks is not PEM").with_source(e))?;
+            let certificate =
+                CertificateDer::from_pem_slice(pem).map_err(|e| wrong("the root certificate of webhooks is not PEM").with_source(e))?;
             roots.add(certificate).map_err(|e| wrong("the root certificate of webhooks is no certificate").with_source(e))?;
         }
         let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
@@ -73,7 +74,8 @@ impl Client {
         // What was allowed when it was registered may not be by now.
         let url = check_url(url, self.loopback).map_err(|_| Failure::Forbidden("the URL is not allowed"))?;
         let work = async {
-            let stream = tokio::time::timeout(CONNECT, self.connect(&url)).await.map_err(|_| Failure::Away("it could not be reached in time"))??;
+            let stream =
+                tokio::time::timeout(CONNECT, self.connect(&url)).await.map_err(|_| Failure::Away("it could not be reached in time"))??;
             let request = request(&url, signed)?;
             if url.scheme() == "http" {
                 return exchange(stream, request).await;
@@ -140,4 +142,25 @@ where
     // Read so that the receiver is not cut off in the middle; what it says, and whether it is too much, makes no difference.
     let _ = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
     Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_address_is_looked_at_when_a_connection_is_made() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        // `localhost` stands for any name that leads inside by now.
+        for host in ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"] {
+            let url = Url::parse(&format!("https://{host}:{port}/")).expect("a URL");
+            let strict = Client::new(None, false).expect("a client").connect(&url).await;
+            assert!(matches!(strict, Err(Failure::Forbidden(_))), "{host}");
+        }
+        let url = Url::parse(&format!("https://localhost:{port}/")).expect("a URL");
+        assert!(Client::new(None, true).expect("a client").connect(&url).await.is_ok(), "the control");
+    }
 }

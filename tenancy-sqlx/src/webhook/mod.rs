@@ -158,7 +158,13 @@ impl TenantTx {
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
-    pub async fn update_webhook(&mut self, by: &TenantContext, id: Uuid, change: &WebhookChange, expected: Option<&[i64]>) -> Result<Webhook> {
+    pub async fn update_webhook(
+        &mut self,
+        by: &TenantContext,
+        id: Uuid,
+        change: &WebhookChange,
+        expected: Option<&[i64]>,
+    ) -> Result<Webhook> {
         change.topics.as_deref().map(check_topics).transpose()?;
         self.lock_webhook(id, expected).await?;
         let sql = format!(
@@ -236,7 +242,11 @@ impl TenantTx {
         let secret = Secret::new(rand::random());
         let query = sqlx::query_scalar("select tenancy.webhook_secret_add($1, $2, make_interval(secs => $3))");
         let added: bool = query.bind(id).bind(secret.expose()).bind(OVERLAP.as_secs_f64()).fetch_one(self).await.map_err(from_sqlx)?;
-        if added { Ok(secret) } else { Err(Error::new(ErrorKind::Conflict, "five secrets are valid already: wait until one of them is not")) }
+        if added {
+            Ok(secret)
+        } else {
+            Err(Error::new(ErrorKind::Conflict, "five secrets are valid already: wait until one of them is not"))
+        }
     }
 
     async fn lock_webhook(&mut self, id: Uuid, expected: Option<&[i64]>) -> Result<Webhook> {

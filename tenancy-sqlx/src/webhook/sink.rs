@@ -149,7 +149,8 @@ impl Attempt {
         let (status, problem, forever) = match outcome {
             Ok(status @ 200..=299) => {
                 self.record(&mut tx, "delivered", Some(status), None).await?;
-                let well = "update tenancy.webhooks set failing_since = null where tenant_id = $1 and id = $2 and failing_since is not null";
+                let well =
+                    "update tenancy.webhooks set failing_since = null where tenant_id = $1 and id = $2 and failing_since is not null";
                 sqlx::query(well).bind(self.tenant.as_uuid()).bind(self.webhook).execute(&mut tx).await.map_err(from_sqlx)?;
                 tx.commit().await?;
                 return Ok(Ok(()));
@@ -185,7 +186,8 @@ impl Attempt {
 
     /// Disables an endpoint that wants no more, or that has failed for days.
     async fn note_failure(&self, tx: &mut SystemTx, url: &str, gone: bool) -> Result<()> {
-        let failing = "update tenancy.webhooks set failing_since = coalesce(failing_since, clock_timestamp()) where tenant_id = $1 and id = $2";
+        let failing =
+            "update tenancy.webhooks set failing_since = coalesce(failing_since, clock_timestamp()) where tenant_id = $1 and id = $2";
         sqlx::query(failing).bind(self.tenant.as_uuid()).bind(self.webhook).execute(&mut *tx).await.map_err(from_sqlx)?;
         let why = if gone { "it answered 410" } else { "every delivery failed for days" };
         let disable = "update tenancy.webhooks set enabled = false, disabled_because = $3, updated_at = clock_timestamp(), version = version + 1

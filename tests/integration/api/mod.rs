@@ -16,6 +16,7 @@ mod quotas;
 mod tenants;
 mod timing;
 mod tokens;
+mod webhooks;
 
 /// An id that nothing has.
 const ABSENT: &str = "0198c0de-0000-7000-8000-00000000dead";

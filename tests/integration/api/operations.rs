@@ -103,7 +103,8 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let names =
         [("{tenant}", owner.tenant.as_str()), ("{project}", &project), ("{document}", &document), ("{name}", "a"), ("{member}", &member)];
     let target = if path.contains("{domain}") { &path.replace("{domain}", &owner.domain("shop.example.com").await) } else { path };
-    let target = if path.contains("{webhook}") { &path.replace("{webhook}", &owner.webhook("https://hooks.example.com").await) } else { target };
+    let target =
+        if path.contains("{webhook}") { &path.replace("{webhook}", &owner.webhook("https://hooks.example.com").await) } else { target };
     let target = names.iter().fold(target.to_owned(), |target, (name, value)| target.replace(name, value));
     let target = if target.contains("{operation}") { target.replace("{operation}", &operation(app, &owner.tenant).await) } else { target };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };

@@ -81,7 +81,14 @@ impl Things {
 
     fn nobodys() -> Self {
         let id = || Uuid::new_v4().to_string();
-        Self { project: id(), document: id(), name: "nobodys.txt".to_owned(), member: id(), domain: format!("{}.example.com", id()), webhook: id() }
+        Self {
+            project: id(),
+            document: id(),
+            name: "nobodys.txt".to_owned(),
+            member: id(),
+            domain: format!("{}.example.com", id()),
+            webhook: id(),
+        }
     }
 }
 
@@ -515,7 +522,8 @@ async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String>
             [&json["id"], &json["record"]["value"], &json["secret"]].map(|new| new.as_str().unwrap_or("nothing was made").to_owned())
         };
         let (used_made, fresh_made) = (made(&used), made(&fresh));
-        let (used, fresh) = ((&used, &used_made.each_ref().map(String::as_str)[..]), (&fresh, &fresh_made.each_ref().map(String::as_str)[..]));
+        let (used, fresh) =
+            ((&used, &used_made.each_ref().map(String::as_str)[..]), (&fresh, &fresh_made.each_ref().map(String::as_str)[..]));
         found.extend(differ(used, fresh).map(|how| format!("{}: {how}", operation.called())));
     }
     found
