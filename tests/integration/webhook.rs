@@ -91,7 +91,7 @@ async fn each_endpoint_gets_what_it_wants_signed_and_nobody_elses() {
     assert_eq!(foreign.kind(), tenancy_core::ErrorKind::NotFound);
 
     // A message that comes again, as after a lost worker, is no second delivery.
-    eye.execute("update tenancy.outbox set sent_at = null, due_at = now(), attempts = 0 where topic = 'quota.threshold'")
+    eye.execute("update tenancy.outbox set sent_at = null, due_at = now(), attempts = 0 where topic = 'quota.threshold' and not secret_gone")
         .await
         .expect("again");
     settled(&mut eye).await;
@@ -247,7 +247,7 @@ async fn an_endpoint_that_fails_for_days_or_wants_no_more_is_disabled_and_its_ad
     settled(&mut eye).await;
     assert!(shown().await.failing_since.is_none(), "one success is enough");
 
-    receiver.next(&["500 Oh", "500 Oh", "500 Oh"]);
+    receiver.next(&["500 Oh"]);
     eye.execute("update tenancy.webhooks set failing_since = now() - interval '73 hours'").await.expect("since days");
     post(&kit, &kit.acme, "quota.threshold", "c").await;
     settled(&mut eye).await;

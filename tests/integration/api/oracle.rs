@@ -390,6 +390,7 @@ async fn control_the_same_requests_are_done_on_ones_own() {
             let reply = body.map_or(ask.clone(), |body| ask.json(body)).await;
             assert!((200..300).contains(&reply.status), "{} {body:?}: {reply:?}", operation.called());
             // A tenant can have a few of these, if the request has left it.
+            acme.delete(&format!("/api/v1/members/{}", own.member)).await;
             acme.delete(&format!("/api/v1/domains/{}", own.domain)).await;
             acme.delete(&format!("/api/v1/webhooks/{}", own.webhook)).await;
         }
