@@ -91,9 +91,11 @@ async fn each_endpoint_gets_what_it_wants_signed_and_nobody_elses() {
     assert_eq!(foreign.kind(), tenancy_core::ErrorKind::NotFound);
 
     // A message that comes again, as after a lost worker, is no second delivery.
-    eye.execute("update tenancy.outbox set sent_at = null, due_at = now(), attempts = 0 where topic = 'quota.threshold' and not secret_gone")
-        .await
-        .expect("again");
+    eye.execute(
+        "update tenancy.outbox set sent_at = null, due_at = now(), attempts = 0 where topic = 'quota.threshold' and not secret_gone",
+    )
+    .await
+    .expect("again");
     settled(&mut eye).await;
     assert_eq!((ours.hooks().len(), theirs.hooks().len()), (1, 1));
     worker.shutdown().await;
