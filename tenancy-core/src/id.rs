@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::domain::DomainName;
 use crate::{Error, Result};
 
 /// The identity of a tenant: a UUID, version 7 when made here.
@@ -245,6 +246,8 @@ pub enum TenantHint {
     Id(TenantId),
     /// By slug.
     Slug(TenantSlug),
+    /// By a domain of its own, which it has proved.
+    Domain(DomainName),
 }
 
 impl FromStr for TenantHint {
@@ -271,11 +274,18 @@ impl From<TenantSlug> for TenantHint {
     }
 }
 
+impl From<DomainName> for TenantHint {
+    fn from(domain: DomainName) -> Self {
+        Self::Domain(domain)
+    }
+}
+
 impl fmt::Display for TenantHint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Id(id) => id.fmt(f),
             Self::Slug(slug) => slug.fmt(f),
+            Self::Domain(domain) => domain.fmt(f),
         }
     }
 }

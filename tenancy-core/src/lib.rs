@@ -5,6 +5,7 @@ pub mod branding;
 pub mod clock;
 pub mod config;
 pub mod context;
+pub mod domain;
 pub mod erase;
 pub mod error;
 pub mod id;
@@ -21,10 +22,13 @@ pub mod tenant;
 pub mod cache;
 #[cfg(feature = "object-store")]
 pub mod objects;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use audit::{Actor, AuditEvent, Outcome};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use context::{JobEnvelope, Principal, Role, Subject, TenantContext};
+pub use domain::{Domain, DomainName, DomainState, TxtResolver};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{TenantHint, TenantId, TenantSlug};
 pub use invite::{Invite, LinkBase, NewInvite};

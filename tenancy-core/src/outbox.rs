@@ -1,6 +1,7 @@
 //! What somebody must be told, or a job that must be done, written in the transaction that causes it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -143,6 +144,33 @@ pub enum DeliveryError {
 pub trait Sink: Send + Sync + 'static {
     /// Delivers a message, or says why not. A message that is none of this sink's business is `Ok`.
     async fn deliver(&self, delivery: &Delivery) -> Result<(), DeliveryError>;
+}
+
+/// Several sinks: each gets every message, in this order, until one of them fails. Those before it get it again then.
+#[derive(Clone)]
+pub struct Each(Vec<Arc<dyn Sink>>);
+
+impl Each {
+    /// These, in their order: first those to which a repetition makes no difference.
+    pub fn new(sinks: Vec<Arc<dyn Sink>>) -> Self {
+        Self(sinks)
+    }
+}
+
+impl fmt::Debug for Each {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Each").field("sinks", &self.0.len()).finish()
+    }
+}
+
+#[async_trait]
+impl Sink for Each {
+    async fn deliver(&self, delivery: &Delivery) -> Result<(), DeliveryError> {
+        for sink in &self.0 {
+            sink.deliver(delivery).await?;
+        }
+        Ok(())
+    }
 }
 
 /// How often, and how far apart, delivery is tried.

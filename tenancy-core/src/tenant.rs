@@ -15,7 +15,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Error, ErrorKind, Result, TenantHint, TenantId, TenantSlug};
+use crate::{DomainName, Error, ErrorKind, Result, TenantHint, TenantId, TenantSlug};
 
 /// Where a tenant is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -104,6 +104,8 @@ pub struct Tenant {
     pub flags: Map<String, Value>,
     /// The plan whose defaults it gets.
     pub plan: String,
+    /// The domains of its own that it has proved, in their order.
+    pub domains: Vec<DomainName>,
     /// When the row was made.
     pub created_at: DateTime<Utc>,
     /// When the row last changed.
@@ -138,6 +140,7 @@ impl Tenant {
             branding: new.branding,
             flags: new.flags,
             plan: new.plan,
+            domains: Vec::new(),
             created_at: now,
             updated_at: now,
             version: 1,
@@ -201,6 +204,7 @@ impl Tenant {
         match hint {
             TenantHint::Id(id) => *id == self.id,
             TenantHint::Slug(slug) => *slug == self.slug,
+            TenantHint::Domain(domain) => self.domains.contains(domain),
         }
     }
 

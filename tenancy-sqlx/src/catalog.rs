@@ -18,8 +18,8 @@ use sqlx::postgres::{PgListener, PgRow};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 use tenancy_core::{
-    Actor, AuditEvent, Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog, TenantChange, TenantHint, TenantId, TenantPage,
-    TenantQuery, TenantSlug, TenantStatus,
+    Actor, AuditEvent, DomainName, Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog, TenantChange, TenantHint, TenantId,
+    TenantPage, TenantQuery, TenantSlug, TenantStatus,
 };
 use tokio::task::JoinHandle;
 
@@ -36,6 +36,8 @@ const FLOOR_TTL: Duration = Duration::from_secs(60);
 const CAPACITY: u64 = 100_000;
 
 const COLUMNS: &str = "id, slug, name, status, branding, flags, plan, created_at, updated_at, version";
+const DOMAINS: &str =
+    "array(select d.domain from tenancy.domains d where d.tenant_id = tenants.id and d.state = 'verified' order by 1) as domains";
 
 /// What this node knows of the catalog.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub(crate) struct CatalogCache {
     named_statements: bool,
     by_id: Cache<TenantId, Arc<Tenant>>,
     by_slug: Cache<TenantSlug, TenantId>,
+    by_domain: Cache<DomainName, TenantId>,
     /// Answers of the database, for a short while: what was not there, and one answer for all who ask at the same moment.
     answers: Cache<TenantHint, Option<Arc<Tenant>>>,
     /// The lowest version to believe of tenants that changed lately, for answers that were under way at the change.
@@ -69,6 +72,7 @@ impl CatalogCache {
             named_statements,
             by_id: Cache::builder().max_capacity(CAPACITY).time_to_idle(Duration::from_secs(3600)).build(),
             by_slug: Cache::builder().max_capacity(CAPACITY).time_to_idle(Duration::from_secs(3600)).build(),
+            by_domain: Cache::builder().max_capacity(CAPACITY).time_to_idle(Duration::from_secs(3600)).build(),
             answers: Cache::builder().max_capacity(10_000).time_to_live(max_staleness).build(),
             floors: Cache::builder().time_to_live(FLOOR_TTL).build(),
             horizon: tokio::sync::Mutex::default(),
@@ -166,6 +170,7 @@ impl CatalogCache {
         let id = match hint {
             TenantHint::Id(id) => *id,
             TenantHint::Slug(slug) => self.by_slug.get(slug).await?,
+            TenantHint::Domain(domain) => self.by_domain.get(domain).await?,
             _ => return None,
         };
         let tenant = self.by_id.get(&id).await?;
@@ -188,6 +193,9 @@ impl CatalogCache {
         let found = answer.map_err(|e: Arc<Error>| Error::new(e.kind(), e.message().to_owned()).with_source(e))?;
         let Some(tenant) = found else { return Ok(None) };
         self.by_slug.insert(tenant.slug.clone(), tenant.id).await;
+        if let TenantHint::Domain(domain) = hint {
+            self.by_domain.insert(domain.clone(), tenant.id).await;
+        }
         self.by_id.insert(tenant.id, Arc::clone(&tenant)).await;
         // In this order: `refresh` raises the floor before it forgets, so a tenant that changed while we asked is caught by one of us.
         if !self.is_current(&tenant).await {
@@ -200,16 +208,17 @@ impl CatalogCache {
     /// Asks the database.
     async fn look_up(&self, hint: &TenantHint) -> Result<Option<Arc<Tenant>>> {
         let arguments = match hint {
-            TenantHint::Id(id) => format!("'{id}', null"),
-            TenantHint::Slug(slug) => format!("null, '{slug}'"),
+            TenantHint::Id(id) => format!("'{id}', null, null"),
+            TenantHint::Slug(slug) => format!("null, '{slug}', null"),
+            TenantHint::Domain(domain) => format!("null, null, '{domain}'"),
             _ => return Ok(None),
         };
-        let rows = self.ask(format!("select * from tenancy.find_tenant({arguments})")).await?;
+        let rows = self.ask(format!("select * from tenancy.resolve_tenant({arguments})")).await?;
         rows.first().map(|row| tenant(row).map(Arc::new)).transpose()
     }
 
     /// Asks in one message, which works on whichever server connection a pooler gives it. `sql` is ours: a [`TenantId`] prints as hex and
-    /// hyphens, a [`TenantSlug`] as lower-case letters, digits and hyphens.
+    /// hyphens, a [`TenantSlug`] as lower-case letters, digits and hyphens, a [`DomainName`] as those and dots.
     pub(crate) async fn ask(&self, sql: String) -> Result<Vec<PgRow>> {
         let question = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&self.control);
         tokio::time::timeout(LOOKUP_TIMEOUT, question).await.map_err(|_| away())?.map_err(from_sqlx)
@@ -283,6 +292,12 @@ fn tenant(row: &PgRow) -> Result<Tenant> {
             branding,
             flags,
             plan: row.try_get("plan")?,
+            domains: row
+                .try_get::<Vec<String>, _>("domains")?
+                .into_iter()
+                .map(DomainName::try_from)
+                .collect::<Result<_>>()
+                .map_err(decode)?,
             created_at: row.try_get("created_at")?,
             updated_at: row.try_get("updated_at")?,
             version: row.try_get::<i64, _>("version")?.unsigned_abs(),
@@ -412,7 +427,7 @@ impl SystemTx {
 
     /// The tenant's row, which nobody else changes before the transaction ends.
     pub(crate) async fn lock_tenant(&mut self, id: TenantId) -> Result<Tenant> {
-        let query = AssertSqlSafe(format!("select {COLUMNS} from tenancy.tenants where id = $1 for update"));
+        let query = AssertSqlSafe(format!("select {COLUMNS}, {DOMAINS} from tenancy.tenants where id = $1 for update"));
         let row = sqlx::query(query).bind(id.as_uuid()).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
         row.map(|row| tenant(&row)).transpose()?.ok_or_else(Error::not_found)
     }
@@ -457,7 +472,7 @@ impl SystemTx {
 
     async fn list_tenants(&mut self, query: &TenantQuery) -> Result<TenantPage> {
         let sql = format!(
-            "select {COLUMNS} from tenancy.tenants
+            "select {COLUMNS}, {DOMAINS} from tenancy.tenants
               where ($1::uuid is null or id < $1)
                 and case when $2::text is null then status not in ('archived', 'erased') else status = $2 and status <> 'erased' end
                 and ($3::text is null or strpos(slug, lower($3)) > 0 or strpos(lower(name), lower($3)) > 0)

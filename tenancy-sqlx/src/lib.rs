@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod config;
+pub mod domains;
 pub mod erase;
 pub mod isolation;
 pub mod jobs;
@@ -35,6 +36,8 @@ pub mod export;
 pub mod mail;
 #[cfg(all(unix, feature = "testing"))]
 pub mod testing;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use catalog::PgCatalog;
 pub use dangerous::Dangerous;

@@ -3,6 +3,7 @@
 use serde_json::json;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
+use tenancy_core::outbox::Message;
 use tenancy_core::quota::Metric;
 use tenancy_core::{AuditEvent, Email, Error, ErrorKind, Member, MemberChange, NewMember, Result, Role, Standing, Subject, TenantContext};
 use uuid::Uuid;
@@ -45,6 +46,7 @@ impl TenantTx {
         let mut part = self.savepoint().await?;
         let member = part.insert_member(new).await?;
         part.audit(event(by, "member.add", &member)).await?;
+        part.post(&told("member.added", &member)?).await?;
         part.grow(Metric::USERS, 1).await?;
         part.release().await?;
         Ok(member)
@@ -138,6 +140,7 @@ impl TenantTx {
             .bind(change.scopes.as_ref().unwrap_or(&found.scopes));
         let Active(member) = query.fetch_one(&mut *self).await.map_err(from_sqlx)?;
         self.audit(event(by, "member.update", &member)).await?;
+        self.post(&told("member.updated", &member)?).await?;
         Ok(member)
     }
 
@@ -159,6 +162,7 @@ impl TenantTx {
         query.bind(self.tenant_id().as_uuid()).bind(id).execute(&mut *self).await.map_err(from_sqlx)?;
         found.version += 1;
         self.audit(event(by, "member.remove", &found)).await?;
+        self.post(&told("member.removed", &found)?).await?;
         self.shrink(Metric::USERS, 1).await?;
         Ok(())
     }
@@ -214,6 +218,15 @@ impl TenantTx {
 
 pub(crate) fn taken() -> Error {
     Error::new(ErrorKind::Conflict, "a member has this address or subject already")
+}
+
+/// For whoever wants to know: who they are is to be asked for.
+pub(crate) fn told(topic: &str, member: &Member) -> Result<Message> {
+    Message::new(
+        topic,
+        format!("{}:{}", member.id, member.version),
+        json!({ "member": member.id, "role": member.role, "version": member.version }),
+    )
 }
 
 /// Who they are stays out of the audit log, which nobody can change: the id is enough.

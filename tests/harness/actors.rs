@@ -187,6 +187,16 @@ impl Member {
         ask.await.expect(201).text("id")
     }
 
+    /// Claims a domain; its name.
+    pub async fn domain(&self, name: &str) -> String {
+        self.post("/api/v1/domains", &json!({ "domain": name })).await.expect(201).text("domain")
+    }
+
+    /// Registers an endpoint for alerts; its id.
+    pub async fn webhook(&self, url: &str) -> String {
+        self.post("/api/v1/webhooks", &json!({ "url": url, "topics": ["quota.threshold"] })).await.expect(201).text("id")
+    }
+
     /// Adds a document; its id.
     pub async fn document(&self, project: &str, title: &str) -> String {
         let made = self.post(&format!("/api/v1/projects/{project}/documents"), &json!({ "title": title, "content": "text" })).await;

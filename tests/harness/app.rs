@@ -48,6 +48,7 @@ impl TestApp {
         config.operator_token = Some(OPERATOR_TOKEN.into());
         config.jwt_secret = Some(std::str::from_utf8(SECRET).expect("ASCII").into());
         config.drain_delay = Duration::ZERO;
+        config.dns = Some("127.0.0.1:1".to_owned()); // nobody's: a test that asks brings its own
         config.certificate_key = Some("the key of the tests' certificates, of more than 32 bytes".into());
         change(&mut config);
         let node = Node::start(config.clone()).await;

@@ -3,9 +3,11 @@
 pub mod actors;
 pub mod app;
 pub mod defects;
+pub mod dns;
 pub mod pgbouncer;
 pub mod program;
 pub mod proxy;
+pub mod receiver;
 pub mod smtp;
 pub mod stats;
 

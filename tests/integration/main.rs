@@ -31,3 +31,4 @@ mod schema;
 mod sealed;
 mod sign_in;
 mod tx;
+mod webhook;

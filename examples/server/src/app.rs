@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use tenancy_core::objects::TenantObjects;
-use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug};
+use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug, TxtResolver};
 use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::export::{Export, Exports};
@@ -28,6 +28,8 @@ use crate::attachment_store;
 use crate::config::{Config, Secret, text};
 use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
+use crate::dns::Dns;
+use crate::domains;
 use crate::mailer::{self, Mailbox};
 use crate::metrics;
 use crate::plans::plans;
@@ -54,7 +56,6 @@ pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, exports: &Expor
 }
 
 /// What the handlers share.
-#[derive(Debug)]
 pub(crate) struct App {
     pub(crate) db: TenantDb,
     pub(crate) catalog: PgCatalog,
@@ -75,7 +76,17 @@ pub(crate) struct App {
     pub(crate) link_requests: Arc<Semaphore>,
     /// What the routes of the mailbox show; nothing where there are none.
     pub(crate) mailbox: Option<Mailbox>,
+    /// The platform's own domain.
+    pub(crate) base_domain: Option<String>,
+    pub(crate) dns: Arc<dyn TxtResolver>,
+    pub(crate) webhooks_loopback: bool,
     draining: AtomicBool,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("db", &self.db).finish_non_exhaustive()
+    }
 }
 
 impl App {
@@ -140,7 +151,7 @@ impl Running {
         let (tokens, token_notice) = credentials::token_resolver(config).await?;
         // What `signed_in` or `impersonation` has looked up, or signed tokens.
         let proofs = FirstOf::new(ExtensionResolver).then(tokens);
-        let host = text(&config.base_domain).map(HostResolver::new).transpose()?;
+        let host = text(&config.base_domain).map(HostResolver::new).transpose()?.map(HostResolver::with_domains);
         let resolver = match &host {
             Some(host) => AllAgree::new(proofs).and(host.clone()),
             None => AllAgree::new(proofs),
@@ -187,12 +198,16 @@ impl Running {
             public_url: text(&config.public_url).map_or_else(|| format!("http://{address}"), |url| url.trim_end_matches('/').to_owned()),
             link_requests: Arc::new(Semaphore::new(LINK_REQUESTS)),
             mailbox: mailbox.filter(|_| address.ip().is_loopback()),
+            base_domain: text(&config.base_domain).map(str::to_owned),
+            webhooks_loopback: config.webhooks_loopback,
+            dns: Arc::new(Dns::from_config(config)?),
             draining: AtomicBool::new(false),
         });
         let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
         let mut work = JoinSet::new();
         if database.has_admin() {
             work.spawn(operations(&app.db, &app.objects, &app.exports, config)?.run(WORK_INTERVAL));
+            work.spawn(domains::recheck(app.db.clone(), Arc::clone(&app.dns)));
         }
         let router = routes::router(&app, resolver, host, database.has_admin());
         let listener = listener.tap_io(|connection| {

@@ -84,6 +84,12 @@ pub struct Config {
     /// How long a session lasts, whatever is done in it
     #[arg(long, env = "TENANCY_SESSION_TTL", value_name = "TIME", default_value = "12h", value_parser = humantime::parse_duration, global = true)]
     pub session_ttl: Duration,
+    /// The name server that is asked for the proofs of tenants' own domains. Absent: the system's
+    #[arg(long, env = "TENANCY_DNS", value_name = "ADDRESS:PORT", global = true)]
+    pub dns: Option<String>,
+    /// Whether webhooks may go to this machine, also by http: for development
+    #[arg(long, env = "TENANCY_WEBHOOKS_LOOPBACK", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
+    pub webhooks_loopback: bool,
 }
 
 impl Default for Config {

@@ -20,6 +20,8 @@ mod app;
 mod attachment_store;
 mod credentials;
 mod cross_site;
+mod dns;
+mod domains;
 mod edge;
 mod extract;
 mod idempotency;

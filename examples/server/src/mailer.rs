@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use tenancy_core::outbox::{Delivery, DeliveryError};
+use tenancy_core::outbox::{Delivery, DeliveryError, Each};
 use tenancy_core::{Actor, Error, ErrorKind, Principal, Result, TenantCatalog as _, TenantContext, TenantId};
 use tenancy_sqlx::TenantDb;
 use tenancy_sqlx::mail::{MailSink, MailTransport, Recipients};
 use tenancy_sqlx::outbox::{Worker, WorkerOptions};
+use tenancy_sqlx::webhook::WebhookSink;
 
 use crate::config::{Config, given};
 
@@ -19,7 +20,7 @@ const LISTED: usize = 100;
 /// How many of a tenant's admins get a mail: those who were members first.
 const MOST_RECEIVERS: i64 = 20;
 
-/// Begins to deliver the outbox by mail; also the mailbox, if mail is kept there.
+/// Begins to deliver the outbox, to webhooks and by mail; also the mailbox, if mail is kept there.
 pub(crate) async fn start(db: &TenantDb, config: &Config) -> Result<(Worker, Option<Mailbox>)> {
     let about = |variable: &str, error: Error| Error::new(error.kind(), format!("{variable}: {}", error.message())).with_source(error);
     let (transport, mailbox) = match given(&config.smtp) {
@@ -31,7 +32,12 @@ pub(crate) async fn start(db: &TenantDb, config: &Config) -> Result<(Worker, Opt
     };
     let sink = MailSink::new(db, transport, &config.mail_from).map_err(|e| about("TENANCY_MAIL_FROM", e))?;
     let sink = sink.with_recipients(Admins { db: db.clone() });
-    Ok((Worker::start(db, Arc::new(sink), WorkerOptions::default()).await?, mailbox))
+    // Webhooks first: a message that comes again is no second delivery to them.
+    let webhooks = WebhookSink::new(db)?.with_loopback(config.webhooks_loopback);
+    let sinks = Each::new(vec![Arc::new(webhooks), Arc::new(sink)]);
+    // Receivers of webhooks may be slow: what one tenant may have under way is a small part of all.
+    let options = WorkerOptions::default().with_concurrency(64, 4);
+    Ok((Worker::start(db, Arc::new(sinks), options).await?, mailbox))
 }
 
 /// What names no receiver goes to the tenant's admins and owners; where it has none, to the support address of its branding.

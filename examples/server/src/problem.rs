@@ -2,7 +2,7 @@
 //! [`tenancy_tower::response`]'s.
 
 use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::response::{IntoResponse as _, Response};
 use tenancy_tower::response::PROBLEM_JSON;
 
@@ -20,6 +20,14 @@ pub(crate) async fn method_not_allowed() -> Response {
 pub(crate) fn unsupported_media_type() -> Response {
     let detail = "send the header Content-Type: application/json";
     document(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The body has another type", detail)
+}
+
+/// The same was asked for less than `pause` ago.
+pub(crate) fn too_soon(pause: std::time::Duration) -> Response {
+    let (seconds, status) = (pause.as_secs(), StatusCode::TOO_MANY_REQUESTS);
+    let mut response = document(status, "rate", "Too many requests", &format!("this can be asked for once in {seconds} seconds"));
+    response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    response
 }
 
 fn document(status: StatusCode, code: &str, title: &str, detail: &str) -> Response {

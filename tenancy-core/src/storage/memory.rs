@@ -54,7 +54,9 @@ impl TenantCatalog for MemoryCatalog {
         let tenants = self.lock();
         let found = match hint {
             TenantHint::Id(id) => tenants.get(id),
-            TenantHint::Slug(_) => tenants.values().find(|tenant| tenant.status != TenantStatus::Erased && tenant.is(hint)),
+            TenantHint::Slug(_) | TenantHint::Domain(_) => {
+                tenants.values().find(|tenant| tenant.status != TenantStatus::Erased && tenant.is(hint))
+            }
         };
         found.filter(|tenant| tenant.status != TenantStatus::Erased).cloned()
     }

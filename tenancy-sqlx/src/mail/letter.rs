@@ -34,7 +34,7 @@ impl std::fmt::Debug for Action {
 
 impl Letter {
     pub(super) fn knows(topic: &str) -> bool {
-        matches!(topic, "quota.threshold" | "quota.resolved" | "member.invited" | "member.sign_in")
+        matches!(topic, "quota.threshold" | "quota.resolved" | "member.invited" | "member.sign_in" | "domain.lost" | "webhook.disabled")
     }
 
     pub(super) fn of(delivery: &Delivery, brand: &Brand) -> Result<Self, DeliveryError> {
@@ -62,6 +62,20 @@ impl Letter {
                 let lines = vec![format!("{inviter} to join {product}{role}."), "If you did not expect this, ignore it.".to_owned()];
                 let action = Some(Action::of(&delivery.secret, "Accept the invitation")?);
                 Self { subject: format!("{product}: your invitation"), lines, action }
+            }
+            "domain.lost" => {
+                let domain = text("domain").ok_or_else(|| DeliveryError::Refused("the message names no domain".to_owned()))?;
+                let lines = vec![
+                    format!("The TXT record that proves {domain} is gone, so nothing is served there any more."),
+                    "To have it back, publish the record and verify the domain again.".to_owned(),
+                ];
+                Self { subject: format!("{product}: {domain} is no longer verified"), lines, action: None }
+            }
+            "webhook.disabled" => {
+                let (host, why) = (text("host").unwrap_or_default(), text("why").unwrap_or_default());
+                let lines =
+                    vec![format!("A webhook to {host} was disabled: {why}."), "It gets nothing until you enable it again.".to_owned()];
+                Self { subject: format!("{product}: a webhook was disabled"), lines, action: None }
             }
             _ => {
                 let lines = vec![

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::no_good;
 use super::token::Token;
 use crate::error::from_sqlx;
-use crate::members::taken;
+use crate::members::{taken, told};
 use crate::tx::{SystemTx, TenantTx, Tx};
 
 const COLUMNS: &str = "id, email, name, role, scopes, created_at, expires_at";
@@ -137,6 +137,7 @@ impl TenantTx {
         let actor = Actor::Member(member.id.to_string().parse()?);
         let detail = json!({ "role": member.role, "scopes": member.scopes, "version": member.version, "invite": invite });
         part.audit(AuditEvent::new(actor, "member.add", member.id.to_string()).with_detail(detail)).await?;
+        part.post(&told("member.added", &member)?).await?;
         part.grow(Metric::USERS, 1).await?;
         part.release().await?;
         Ok(member)

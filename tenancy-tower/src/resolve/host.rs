@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::header::HOST;
 use http::request::Parts;
-use tenancy_core::{Error, ErrorKind, Result, TenantHint, TenantSlug};
+use tenancy_core::{DomainName, Error, ErrorKind, Result, TenantHint, TenantSlug};
 
 use super::{Identified, ResolveTenant};
 
@@ -15,10 +15,12 @@ use super::{Identified, ResolveTenant};
 /// - Case, one trailing dot and the port don't matter.
 /// - The base domain itself, [reserved words](TenantSlug::RESERVED) before it (`www`, `api`), other domains and IP addresses name no
 ///   tenant.
+/// - [`with_domains`](HostResolver::with_domains), other domains are tenants' own.
 /// - Any other name below the base domain is a tenant's or is refused: `a.b.example.com`, `xn--….example.com`, `a_b.example.com`.
 #[derive(Debug, Clone)]
 pub struct HostResolver {
     base: Box<str>,
+    domains: bool,
 }
 
 impl HostResolver {
@@ -41,21 +43,41 @@ impl HostResolver {
                 format!("{base:?} is no base domain: give a host name in lower case, without port or trailing dot"),
             ));
         }
-        Ok(Self { base: base.into() })
+        Ok(Self { base: base.into(), domains: false })
+    }
+
+    /// A host outside of the base domain is a domain of a tenant's own. A name that can't be one names no tenant, as without this.
+    ///
+    /// # Security
+    /// The catalog must have the domains that their tenants have proved, and no others.
+    #[must_use]
+    pub fn with_domains(mut self) -> Self {
+        self.domains = true;
+        self
     }
 
     /// The hint in `host`, which [`host`] has checked.
     fn hint(&self, host: &str) -> Result<Option<TenantHint>> {
         let Some(at) = host.len().checked_sub(self.base.len()).filter(|at| host[*at..].eq_ignore_ascii_case(&self.base)) else {
-            return Ok(None);
+            return Ok(self.domain(host));
         };
-        let Some(label) = host[..at].strip_suffix('.') else { return Ok(None) };
+        let label = match host[..at].strip_suffix('.') {
+            Some(label) => label,
+            None if at == 0 => return Ok(None),
+            None => return Ok(self.domain(host)),
+        };
         let label = if label.bytes().any(|b| b.is_ascii_uppercase()) { label.to_ascii_lowercase().into() } else { Cow::from(label) };
         match label.parse::<TenantSlug>() {
             Ok(slug) => Ok(Some(slug.into())),
             Err(_) if TenantSlug::RESERVED.binary_search(&&*label).is_ok() => Ok(None),
             Err(malformed) => Err(Error::tenant_not_found().with_source(malformed)),
         }
+    }
+}
+
+impl HostResolver {
+    fn domain(&self, host: &str) -> Option<TenantHint> {
+        if self.domains { host.parse::<DomainName>().ok().map(TenantHint::Domain) } else { None }
     }
 }
 
@@ -189,6 +211,24 @@ mod tests {
         }
         assert!(resolve("/", &[b"acme\xff.example.com"]).is_err());
         assert!(resolve("/", &[b"acme.example.com", b"acme.example.com"]).is_err());
+    }
+
+    #[test]
+    fn other_domains_are_tenants_own_where_they_may_be() {
+        let resolver = HostResolver::new("example.com").expect("base").with_domains();
+        let hint = |host: &str| {
+            let parts = Request::get("/").header(HOST, host).body(()).expect("request").into_parts().0;
+            resolver.resolve(&parts).map(|found| found.map(|found| found.hint().clone()))
+        };
+        for same in ["shop.acme.org", "SHOP.Acme.ORG.", "shop.acme.org:8443"] {
+            assert_eq!(hint(same).expect(same), Some(TenantHint::Domain("shop.acme.org".parse().expect("a name"))), "{same}");
+        }
+        assert!(matches!(hint("evilexample.com").expect("other"), Some(TenantHint::Domain(_))));
+        assert!(matches!(hint("acme.example.com").expect("below"), Some(TenantHint::Slug(_))));
+        for none in ["example.com", "www.example.com", "127.0.0.1", "[::1]", "localhost", "a_b.acme.org", "acme.local", ""] {
+            assert_eq!(hint(none).expect(none), None, "{none}");
+        }
+        assert!(hint("a.b.example.com").is_err(), "nothing below the base domain is anybody's own");
     }
 
     #[test]

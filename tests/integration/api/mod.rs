@@ -5,6 +5,7 @@ mod audit;
 mod bad_input;
 mod config;
 mod documents;
+mod domains;
 mod isolation;
 mod lifecycle;
 mod members;
@@ -19,6 +20,7 @@ mod sign_in;
 mod tenants;
 mod timing;
 mod tokens;
+mod webhooks;
 
 /// An id that nothing has.
 const ABSENT: &str = "0198c0de-0000-7000-8000-00000000dead";

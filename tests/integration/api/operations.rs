@@ -120,6 +120,9 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let target = if target.contains("{file}") { export(app, &owner.tenant, &target).await } else { target };
     let target =
         if target.contains("{operation}") { target.replace("{operation}", &failed_operation(app, &owner.tenant).await) } else { target };
+    let target = if target.contains("{domain}") { target.replace("{domain}", &owner.domain("shop.example.com").await) } else { target };
+    let target =
+        if target.contains("{webhook}") { target.replace("{webhook}", &owner.webhook("https://hooks.example.com").await) } else { target };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     let target = if target.contains("{operator}") {
         target.replace("{operator}", &app.operator().add(&format!("o{n}"), "viewer").await.1)

@@ -39,6 +39,8 @@ struct Things {
     session: String,
     api_token: String,
     impersonation: String,
+    domain: String,
+    webhook: String,
 }
 
 impl Things {
@@ -53,6 +55,8 @@ impl Things {
             "session" => &self.session,
             "api_token" => &self.api_token,
             "impersonation" => &self.impersonation,
+            "domain" => &self.domain,
+            "webhook" => &self.webhook,
             other => panic!("the document has a parameter {{{other}}}: teach me how to make one, of a tenant's own, and gone"),
         }
     }
@@ -66,7 +70,9 @@ impl Things {
         let invite = of.invite(&Uuid::new_v4().to_string()).await;
         let (session, api_token) = (app.db_session(&of.tenant, &member).await, of.api_token(&member).await.0);
         let impersonation = of.visit().await;
-        Self { project, document, name: name.to_owned(), member, invite, session, api_token, impersonation }
+        let domain = of.domain(&format!("{}.example.com", Uuid::new_v4())).await;
+        let webhook = of.webhook("https://hooks.example.com/canary").await;
+        Self { project, document, name: name.to_owned(), member, invite, session, api_token, impersonation, domain, webhook }
     }
 
     /// Made and deleted. The attachment was one of the document in `beside` as well.
@@ -83,6 +89,8 @@ impl Things {
         of.delete(&format!("/api/v1/api-tokens/{}", gone.api_token)).await.expect(204);
         of.delete(&format!("/api/v1/members/{}", gone.member)).await.expect(204);
         of.delete(&format!("/api/v1/impersonations/{}", gone.impersonation)).await.expect(204);
+        of.delete(&format!("/api/v1/domains/{}", gone.domain)).await.expect(204);
+        of.delete(&format!("/api/v1/webhooks/{}", gone.webhook)).await.expect(204);
         gone
     }
 
@@ -97,6 +105,8 @@ impl Things {
             session: id(),
             api_token: id(),
             impersonation: id(),
+            domain: format!("{}.example.com", id()),
+            webhook: id(),
         }
     }
 }
@@ -212,6 +222,10 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (Some("string"), "slug") => json!("a-new-slug"),
             (Some("string"), "email") => json!("new@example.com"),
             (Some("string"), "role") => json!("viewer"),
+            (Some("string"), "domain") => json!("new.example.com"),
+            (Some("string"), "url") => json!("https://hooks.example.com/new"),
+            (Some("array"), "topics") => json!(["quota.threshold"]),
+            (Some("boolean"), "enabled") => json!(true),
             (None, "subject") => json!("a-new-subject"),
             (None | Some("array"), "scopes") => json!(["canary"]),
             (Some("integer"), "ttl_seconds") => json!(3600),
@@ -399,6 +413,10 @@ async fn control_the_same_requests_are_done_on_ones_own() {
             let ask = acme.ask(&operation.method, &operation.target(&given));
             let reply = body.map_or(ask.clone(), |body| ask.json(body)).await;
             assert!((200..300).contains(&reply.status), "{} {body:?}: {reply:?}", operation.called());
+            // A tenant can have a few of these, if the request has left it.
+            acme.delete(&format!("/api/v1/members/{}", own.member)).await;
+            acme.delete(&format!("/api/v1/domains/{}", own.domain)).await;
+            acme.delete(&format!("/api/v1/webhooks/{}", own.webhook)).await;
         }
     }
 }
@@ -421,6 +439,8 @@ async fn control_a_thing_that_crosses_is_told_on_every_route() {
             "tenancy.sessions",
             "tenancy.api_tokens",
             "tenancy.impersonations",
+            "tenancy.domains",
+            "tenancy.webhooks",
         ] {
             let columns = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
                             where attrelid = $1::regclass and attnum > 0 and not attisdropped and attname <> 'tenant_id'";
@@ -534,8 +554,15 @@ async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String>
         let (used, fresh) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
         ask(globex, &foreign, &used).await.expect(201);
         let (used, fresh) = (ask(acme, &own, &used).await, ask(acme, &own, &fresh).await.expect(201));
-        let made = |reply: &Reply| reply.json()["id"].as_str().unwrap_or("nothing was made").to_owned();
-        found.extend(differ((&used, &[&made(&used)]), (&fresh, &[&made(&fresh)])).map(|how| format!("{}: {how}", operation.called())));
+        // What is new each time.
+        let made = |reply: &Reply| {
+            let json = reply.json();
+            [&json["id"], &json["record"]["value"], &json["secret"]].map(|new| new.as_str().unwrap_or("nothing was made").to_owned())
+        };
+        let (used_made, fresh_made) = (made(&used), made(&fresh));
+        let (used, fresh) =
+            ((&used, &used_made.each_ref().map(String::as_str)[..]), (&fresh, &fresh_made.each_ref().map(String::as_str)[..]));
+        found.extend(differ(used, fresh).map(|how| format!("{}: {how}", operation.called())));
     }
     found
 }
@@ -547,7 +574,7 @@ async fn another_tenants_key_is_a_fresh_key() {
     // The control: a key of the table without the tenant is an oracle.
     let without = "truncate idempotency_keys; create unique index on idempotency_keys (key)";
     app.db_eye().await.execute(without).await.expect("a key without the tenant");
-    assert_eq!(keys_told(&app, &acme, &globex).await.len(), 3, "the detector is blind");
+    assert_eq!(keys_told(&app, &acme, &globex).await.len(), 5, "the detector is blind");
 }
 
 /// Tenants as a tenant's token sees them through the operators' routes and through hints: all alike, whoever and whatever they are.

@@ -25,6 +25,7 @@ mod audit;
 mod branding;
 mod config;
 mod documents;
+mod domains;
 mod doors;
 mod impersonations;
 mod invites;
@@ -41,6 +42,7 @@ mod sessions;
 mod sign_in;
 mod tenant;
 mod tenants;
+mod webhooks;
 
 /// One operation of the API.
 struct Route {
@@ -166,6 +168,18 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::DELETE, "/api/v1/impersonations/{impersonation}", impersonations::end_own),
         route(Method::GET, "/api/v1/impersonation-consent", impersonations::consent),
         route(Method::PUT, "/api/v1/impersonation-consent", impersonations::set_consent),
+        route(Method::GET, "/api/v1/domains", domains::list),
+        route(Method::POST, "/api/v1/domains", domains::claim),
+        route(Method::GET, "/api/v1/domains/{domain}", domains::show),
+        route(Method::DELETE, "/api/v1/domains/{domain}", domains::release),
+        route(Method::POST, "/api/v1/domains/{domain}/verify", domains::verify),
+        route(Method::GET, "/api/v1/webhooks", webhooks::list),
+        route(Method::POST, "/api/v1/webhooks", webhooks::create),
+        route(Method::PATCH, "/api/v1/webhooks/{webhook}", webhooks::change),
+        route(Method::DELETE, "/api/v1/webhooks/{webhook}", webhooks::remove),
+        route(Method::POST, "/api/v1/webhooks/{webhook}/rotate", webhooks::rotate),
+        route(Method::POST, "/api/v1/webhooks/{webhook}/test", webhooks::test),
+        route(Method::GET, "/api/v1/webhooks/{webhook}/deliveries", webhooks::deliveries),
     ]
 }
 
