@@ -78,7 +78,7 @@ async fn an_invite_is_sent_listed_and_makes_one_member() {
     assert_eq!((sent.email.as_str(), sent.name.as_str(), sent.role), ("ada@example.com", "ada", Role::Admin));
     assert!(sent.expires_at - sent.created_at == TimeDelta::days(7));
     assert_eq!(kind(invite(&kit.db, &owner, &to("ada", Role::Viewer)).await), ErrorKind::Conflict, "invited already");
-    assert_eq!(kit.db.read(&owner).await.expect("read").invites(Uuid::max(), 10).await.expect("list"), [sent.clone()]);
+    assert_eq!(kit.db.read(&owner).await.expect("read").invites(Uuid::max(), 10).await.expect("list"), [sent]);
 
     let token = mailed(&kit, "ada").await;
     assert_eq!(kit.db.find_invite(&token).await.expect("asked"), Some(owner.tenant_id()));
@@ -114,7 +114,7 @@ async fn every_token_that_is_no_good_has_one_answer() {
             "used" => drop(tx.accept_invite(&token).await.expect("accepted")),
             "revoked" => tx.revoke_invite(&owner, sent.id).await.expect("revoked"),
             "resent" => {
-                assert!(tx.resend_invite(&owner, sent.id, &link(), Invite::TTL, now()).await.expect("resent").expires_at > sent.expires_at)
+                assert!(tx.resend_invite(&owner, sent.id, &link(), Invite::TTL, now()).await.expect("resent").expires_at > sent.expires_at);
             }
             _ => {}
         }
@@ -274,7 +274,7 @@ async fn the_applications_role_reads_no_digest_and_nothing_of_another_tenant() {
         ] {
             let mut part = tx.savepoint().await.expect("savepoint");
             let refused = sqlx::query(AssertSqlSafe(sql)).execute(&mut *part).await.expect_err(what);
-            assert_eq!(refused.as_database_error().and_then(|error| error.code()).as_deref(), Some("42501"), "{table}: {what}");
+            assert_eq!(refused.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(), Some("42501"), "{table}: {what}");
         }
         let foreign = format!("delete from {table} where tenant_id = '{}'", kit.globex.tenant_id());
         assert_eq!(sqlx::query(AssertSqlSafe(foreign)).execute(&mut tx).await.expect("nothing").rows_affected(), 0);
@@ -357,4 +357,19 @@ async fn a_member_has_so_many_sessions_and_the_oldest_make_way() {
     assert_eq!(tx.sessions(&own, now()).await.expect("list").len(), 20);
     tx.commit().await.expect("commit");
     assert!(kit.db.find_session(first.expose()).await.expect("asked").is_none(), "the oldest");
+}
+
+#[tokio::test]
+async fn control_without_its_conditions_an_expired_and_a_foreign_invite_are_accepted() {
+    let kit = Kit::new().await;
+    let (owner, other) = (acting(&kit.acme, "o", Role::Owner), acting(&kit.globex, "o", Role::Owner));
+    let bare = "create or replace function tenancy.invite_take(token_sha256 bytea) returns table (id uuid, email text, name text, role text, scopes text[])
+        language sql security definer rows 1 set search_path = pg_catalog, pg_temp as
+        $$ delete from tenancy.invites i where i.token_sha256 = $1 returning i.id, i.email, i.name, i.role, i.scopes $$";
+    sqlx::raw_sql(bare).execute(&mut kit.superuser().await).await.expect("another function");
+    invite_at(&kit.db, &owner, &to("expired", Role::Viewer), now() - TimeDelta::days(8)).await.expect("sent");
+    invite(&kit.db, &other, &to("foreign", Role::Viewer)).await.expect("sent");
+    for name in ["expired", "foreign"] {
+        accept(&kit.db, &kit.acme, &mailed(&kit, name).await).await.expect("accepted");
+    }
 }
