@@ -1,14 +1,19 @@
 //! Signing in: secrets that work once, for one tenant, until they expire; and nothing kept that would let anybody in.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
 use harness::Kit;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _};
 use tenancy_core::quota::{Metric, Quota};
 use tenancy_core::{
-    Clock as _, Error, ErrorKind, Invite, LinkBase, Member, NewInvite, NewTenant, Principal, Result, Role, SystemClock, TenantCatalog as _,
-    TenantChange, TenantContext, TenantStatus,
+    Clock as _, Error, ErrorKind, Invite, LinkBase, Member, NewInvite, NewMember, NewTenant, Principal, Result, Role, SystemClock,
+    TenantCatalog as _, TenantChange, TenantContext, TenantStatus,
 };
 use tenancy_sqlx::TenantDb;
+use tenancy_sqlx::sign_in::{Credential, NewApiToken, Token};
 use uuid::Uuid;
 
 fn now() -> DateTime<Utc> {
@@ -73,7 +78,7 @@ async fn an_invite_is_sent_listed_and_makes_one_member() {
     assert_eq!((sent.email.as_str(), sent.name.as_str(), sent.role), ("ada@example.com", "ada", Role::Admin));
     assert!(sent.expires_at - sent.created_at == TimeDelta::days(7));
     assert_eq!(kind(invite(&kit.db, &owner, &to("ada", Role::Viewer)).await), ErrorKind::Conflict, "invited already");
-    assert_eq!(kit.db.read(&owner).await.expect("read").invites(Uuid::max(), 10).await.expect("list"), [sent.clone()]);
+    assert_eq!(kit.db.read(&owner).await.expect("read").invites(Uuid::max(), 10).await.expect("list"), [sent]);
 
     let token = mailed(&kit, "ada").await;
     assert_eq!(kit.db.find_invite(&token).await.expect("asked"), Some(owner.tenant_id()));
@@ -109,7 +114,7 @@ async fn every_token_that_is_no_good_has_one_answer() {
             "used" => drop(tx.accept_invite(&token).await.expect("accepted")),
             "revoked" => tx.revoke_invite(&owner, sent.id).await.expect("revoked"),
             "resent" => {
-                assert!(tx.resend_invite(&owner, sent.id, &link(), Invite::TTL, now()).await.expect("resent").expires_at > sent.expires_at)
+                assert!(tx.resend_invite(&owner, sent.id, &link(), Invite::TTL, now()).await.expect("resent").expires_at > sent.expires_at);
             }
             _ => {}
         }
@@ -222,4 +227,149 @@ async fn an_owner_is_invited_before_the_tenant_is_active_and_joins_when_it_is() 
     catalog.update(tenant.id, TenantChange::status(TenantStatus::Archived), None, &by).await.expect("archived");
     let mut tx = kit.db.dangerous().begin_system("a test provisions a tenant").await.expect("system");
     assert_eq!(kind(tx.invite_owner(tenant.id, &to("other", Role::Owner), now()).await), ErrorKind::Conflict);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A member with a session, an API token, a link and an invite of their own.
+async fn settle(kit: &Kit, cx: &TenantContext, name: &str) -> (Member, Token, Token) {
+    let owner = acting(cx, "o", Role::Owner);
+    let new = NewMember::new(format!("{name}@example.com").parse().expect("an address"), name, Role::Member);
+    let mut tx = kit.db.begin(&owner).await.expect("begin");
+    let member = tx.add_member(&owner, &new.with_subject(format!("idp|{name}").parse().expect("a subject"))).await.expect("added");
+    let (_, session) = tx.start_session(member.id, HOUR, now()).await.expect("a session");
+    let own = acting(cx, &member.id.to_string(), Role::Member);
+    let (_, api_token) = tx.create_api_token(&own, &NewApiToken::new("ci", Role::Viewer, HOUR), now()).await.expect("a token");
+    tx.request_sign_in(&member.email, &link(), now()).await.expect("a link");
+    tx.invite(&owner, &to(&format!("{name}.friend"), Role::Viewer), now()).await.expect("sent");
+    tx.commit().await.expect("commit");
+    (member, session, api_token)
+}
+
+#[tokio::test]
+async fn the_applications_role_reads_no_digest_and_nothing_of_another_tenant() {
+    let kit = Kit::new().await;
+    settle(&kit, &kit.acme, "ada").await;
+    settle(&kit, &kit.globex, "eve").await;
+    let mut eye = kit.superuser().await;
+    let mut nobody = kit.app_url().parse::<PgConnectOptions>().expect("a URL").connect().await.expect("connect");
+    for table in ["tenancy.invites", "tenancy.sign_in_links", "tenancy.sessions", "tenancy.api_tokens"] {
+        let count = || AssertSqlSafe(format!("select count(*) from {table}"));
+        let all: i64 = sqlx::query_scalar(count()).fetch_one(&mut eye).await.expect("count");
+        let without_tenant: i64 = sqlx::query_scalar(count()).fetch_one(&mut nobody).await.expect("count");
+        let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
+        let own: i64 = sqlx::query_scalar(count()).fetch_one(&mut tx).await.expect("count");
+        assert_eq!((all, own, without_tenant), (2, 1, 0), "{table}");
+        for (sql, what) in [
+            (format!("select token_sha256 from {table}"), "a digest"),
+            (format!("select * from {table}"), "all columns"),
+            (format!("select from {table} where token_sha256 is null"), "a comparison"),
+            (
+                format!(
+                    "insert into {table} (tenant_id, id, token_sha256, created_at, expires_at) values ('{}', gen_random_uuid(), sha256(''), now(), now())",
+                    kit.globex.tenant_id()
+                ),
+                "a row of another tenant",
+            ),
+        ] {
+            let mut part = tx.savepoint().await.expect("savepoint");
+            let refused = sqlx::query(AssertSqlSafe(sql)).execute(&mut *part).await.expect_err(what);
+            assert_eq!(refused.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(), Some("42501"), "{table}: {what}");
+        }
+        let foreign = format!("delete from {table} where tenant_id = '{}'", kit.globex.tenant_id());
+        assert_eq!(sqlx::query(AssertSqlSafe(foreign)).execute(&mut tx).await.expect("nothing").rows_affected(), 0);
+        tx.commit().await.expect("commit");
+    }
+}
+
+#[tokio::test]
+async fn a_link_works_once_in_its_tenant_and_ends_the_others() {
+    let kit = Kit::new().await;
+    let (ada, ..) = settle(&kit, &kit.acme, "ada").await;
+    let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
+    for _ in 0..5 {
+        tx.request_sign_in(&ada.email, &link(), now()).await.expect("at most three are good");
+    }
+    tx.request_sign_in(&"nobody@example.com".parse().expect("an address"), &link(), now()).await.expect("no error says so");
+    tx.commit().await.expect("commit");
+    let sql = "select secret ->> 'link' from tenancy.outbox where topic = 'member.sign_in' order by id";
+    let links: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut kit.superuser().await).await.expect("links");
+    let tokens: Vec<&str> = links.iter().map(|link| link.rsplit('/').next().expect("a token")).collect();
+    assert_eq!(tokens.len(), 3);
+    let sign_in = async |cx: &TenantContext, token: &str| {
+        let mut tx = kit.db.begin(cx).await?;
+        let member = tx.accept_sign_in(token).await?;
+        tx.commit().await.map(|()| member.id)
+    };
+    assert_eq!(kit.db.find_sign_in(tokens[0]).await.expect("asked"), Some(kit.acme.tenant_id()));
+    assert_eq!(kind(sign_in(&kit.globex, tokens[0]).await), ErrorKind::NotFound, "another tenant");
+    let done = join_all((0..4).map(|_| sign_in(&kit.acme, tokens[0]))).await;
+    assert_eq!(done.iter().filter(|done| done.as_ref().is_ok_and(|id| *id == ada.id)).count(), 1);
+    for token in tokens {
+        assert_eq!(kit.db.find_sign_in(token).await.expect("asked"), None);
+        assert_eq!(kind(sign_in(&kit.acme, token).await), ErrorKind::NotFound);
+    }
+    // What expired before makes room; the clock of the database decides what is good.
+    let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
+    tx.request_sign_in(&ada.email, &link(), now() - TimeDelta::minutes(16)).await.expect("sent");
+    tx.commit().await.expect("commit");
+    assert_eq!(kit.db.find_sign_in(&mailed(&kit, "ada").await).await.expect("asked"), None);
+}
+
+#[tokio::test]
+async fn who_is_removed_and_added_again_signs_in_anew() {
+    let kit = Kit::new().await;
+    let owner = acting(&kit.acme, "o", Role::Owner);
+    let (ada, session, api_token) = settle(&kit, &kit.acme, "ada").await;
+    let found = kit.db.find_session(session.expose()).await.expect("asked").expect("a session");
+    assert_eq!((found.with, found.tenant_id, found.member_id), (Credential::Session, kit.acme.tenant_id(), ada.id));
+    let found = kit.db.find_api_token(api_token.expose()).await.expect("asked").expect("a token");
+    assert_eq!((found.with, found.role, found.member_id), (Credential::ApiToken, Role::Viewer, ada.id));
+    assert_eq!(kit.db.find_api_token(session.expose()).await.expect("asked"), None);
+    assert_eq!(kit.db.find_session(api_token.expose()).await.expect("asked"), None);
+
+    let mut tx = kit.db.begin(&owner).await.expect("begin");
+    tx.remove_member(&owner, ada.id, None).await.expect("removed");
+    assert_eq!(kind(tx.start_session(ada.id, HOUR, now()).await), ErrorKind::NotFound);
+    tx.commit().await.expect("commit");
+    let mut tx = kit.db.begin(&owner).await.expect("begin");
+    let again = NewMember::new(ada.email, "ada", Role::Member).with_subject("idp|ada".parse().expect("a subject"));
+    assert_eq!(tx.add_member(&owner, &again).await.expect("back").id, ada.id);
+    tx.commit().await.expect("commit");
+    assert_eq!(kit.db.find_session(session.expose()).await.expect("asked"), None);
+    assert_eq!(kit.db.find_api_token(api_token.expose()).await.expect("asked"), None);
+}
+
+#[tokio::test]
+async fn a_member_has_so_many_sessions_and_the_oldest_make_way() {
+    let kit = Kit::new().await;
+    let (ada, first, _) = settle(&kit, &kit.acme, "ada").await;
+    let own = acting(&kit.acme, &ada.id.to_string(), Role::Viewer);
+    let mut tx = kit.db.begin(&own).await.expect("begin");
+    for _ in 0..19 {
+        tx.start_session(ada.id, HOUR, now()).await.expect("a session");
+    }
+    assert_eq!(tx.sessions(&own, now()).await.expect("list").len(), 20);
+    tx.commit().await.expect("commit");
+    assert!(kit.db.find_session(first.expose()).await.expect("asked").is_some());
+    let mut tx = kit.db.begin(&own).await.expect("begin");
+    tx.start_session(ada.id, HOUR, now()).await.expect("a session");
+    assert_eq!(tx.sessions(&own, now()).await.expect("list").len(), 20);
+    tx.commit().await.expect("commit");
+    assert!(kit.db.find_session(first.expose()).await.expect("asked").is_none(), "the oldest");
+}
+
+#[tokio::test]
+async fn control_without_its_conditions_an_expired_and_a_foreign_invite_are_accepted() {
+    let kit = Kit::new().await;
+    let (owner, other) = (acting(&kit.acme, "o", Role::Owner), acting(&kit.globex, "o", Role::Owner));
+    let bare = "create or replace function tenancy.invite_take(token_sha256 bytea) returns table (id uuid, email text, name text, role text, scopes text[])
+        language sql security definer rows 1 set search_path = pg_catalog, pg_temp as
+        $$ delete from tenancy.invites i where i.token_sha256 = $1 returning i.id, i.email, i.name, i.role, i.scopes $$";
+    sqlx::raw_sql(bare).execute(&mut kit.superuser().await).await.expect("another function");
+    invite_at(&kit.db, &owner, &to("expired", Role::Viewer), now() - TimeDelta::days(8)).await.expect("sent");
+    invite(&kit.db, &other, &to("foreign", Role::Viewer)).await.expect("sent");
+    for name in ["expired", "foreign"] {
+        accept(&kit.db, &kit.acme, &mailed(&kit, name).await).await.expect("accepted");
+    }
 }

@@ -154,7 +154,7 @@ impl TenantTx {
 
     /// The mail, in the name of the member who invites.
     async fn message(&mut self, by: &TenantContext, invite: &Invite, link: &LinkBase, token: &Token) -> Result<Message> {
-        let inviter = match by.principal() {
+        let inviter: Option<String> = match by.principal() {
             Principal::Member { subject, .. } => {
                 let query = sqlx::query_scalar(
                     "select name from tenancy.members where tenant_id = $1 and status = 'active' and (id::text = $2 or subject = $2) limit 1",
@@ -163,7 +163,7 @@ impl TenantTx {
             }
             _ => None,
         };
-        message(invite, link, token, inviter)
+        message(invite, link, token, inviter.as_deref())
     }
 }
 
@@ -232,7 +232,7 @@ async fn insert<S: Send + fmt::Debug>(
     sent.map(|Sent(invite)| invite).ok_or_else(open)
 }
 
-fn message(invite: &Invite, link: &LinkBase, token: &Token, inviter: Option<String>) -> Result<Message> {
+fn message(invite: &Invite, link: &LinkBase, token: &Token, inviter: Option<&str>) -> Result<Message> {
     let payload = json!({ "to": invite.email, "role": invite.role, "inviter": inviter });
     let secret = Map::from_iter([("link".to_owned(), link.with(token.expose()).into())]);
     Ok(Message::new("member.invited", Uuid::now_v7().to_string(), payload)?.with_secret(secret))

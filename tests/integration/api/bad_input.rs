@@ -351,7 +351,7 @@ async fn mangled_requests_never_break_it() {
         paths.flat_map(|(path, item)| item.as_object().expect("methods").keys().map(move |method| (method.to_uppercase(), path))).collect();
     let mut rng = StdRng::seed_from_u64(SEED);
     let mut statuses = std::collections::BTreeMap::new();
-    for n in 0..400 {
+    for n in 0..800 {
         let (method, path) = operations.choose(&mut rng).expect("operations");
         let mut segments: Vec<String> = path[1..].split('/').map(str::to_owned).collect();
         for segment in &mut segments {

@@ -177,8 +177,12 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    fn start(command: Command) -> Self {
+        Self::with_log(command, Stdio::null())
+    }
+
+    fn with_log(mut command: Command, log: Stdio) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("it starts");
         let mut said = Vec::new();
         for line in BufReader::new(child.stdout.take().expect("stdout")).lines().map_while(Result::ok) {
             let address = line.strip_prefix("listening on http://").map(|address| address.parse().expect("an address"));
@@ -220,6 +224,25 @@ fn wait_for_postgres(folder: &Folder) {
         assert!(since.elapsed() < Duration::from_secs(30), "PostgreSQL outlives its last user");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Of a path the log has the pattern.
+#[tokio::test]
+async fn no_line_of_the_log_has_a_mailed_token() {
+    let folder = Folder::new();
+    let log = folder.0.join("log");
+    let serve = command(&folder, &["serve", "--listen", "127.0.0.1:0"]);
+    let serving = Serving::with_log(serve, std::fs::File::create(&log).expect("a file").into());
+    let token = "a-mailed-token-of-as-many-characters-as-one";
+    for path in ["/welcome/", "/sign-in/"] {
+        assert_eq!(serving.get(&format!("{path}{token}"), "x").await.status, 404);
+    }
+    assert_eq!(serving.post("/api/v1/sign-in/accept", "x", &json!({ "token": token })).await.status, 404);
+    drop(serving);
+    wait_for_postgres(&folder);
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(said.contains("/welcome/{token}") && said.contains("/sign-in/{token}"), "{said}");
+    assert!(!said.contains(token), "{said}");
 }
 
 #[tokio::test]

@@ -180,9 +180,7 @@ async fn every_link_that_is_no_good_has_one_answer() {
     bad.push(token(&sign_in).to_owned());
     let mut answers = Vec::new();
     for token in &bad {
-        let page =
-            |method: &str| post.press(&format!("/welcome/{token}")).to(&format!("/welcome/{token}")).clone().with("x-method", method);
-        answers.push(page("POST").await.expect(404).comparable());
+        answers.push(post.press(&format!("/welcome/{token}")).await.expect(404).comparable());
         let shown = post.app.stranger().get(&format!("/welcome/{token}")).await.expect(404).comparable();
         assert_eq!(shown, answers[0]);
     }
@@ -511,5 +509,39 @@ async fn nothing_that_is_kept_lets_anybody_in() {
         // Control: its digest is, so the search would have found it.
         let digest: String = Sha256::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(kept.contains(&digest), "{secret} is not known at all");
+    }
+}
+
+/// A cookie belongs to one host, and so does each tenant.
+#[tokio::test]
+async fn with_a_base_domain_links_lead_to_the_tenants_host() {
+    let smtp = SmtpServer::start(true).await;
+    let url = format!("smtp://localhost:{}?tls=none", smtp.address.port());
+    let app = TestApp::with(|config| {
+        config.smtp = Some(url.as_str().into());
+        config.base_domain = Some("example.test".to_owned());
+        config.public_url = Some("http://{tenant}.example.test/".to_owned());
+    });
+    let app = app.await;
+    let (acme, globex) = app.two_tenants().await;
+    let at = |of: &Member| format!("{}.example.test", of.slug);
+    let invite = acme.post("/api/v1/invites", &json!({ "email": "ada@example.com", "role": "viewer" }));
+    invite.with("host", at(&acme)).await.expect(201);
+    let post = Post { app, smtp };
+    let base = format!("http://{}", at(&acme));
+    let mut link = None;
+    for _ in 0..500 {
+        link = post.links("ada@example.com").pop();
+        if link.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let link = link.expect("a mail");
+    let path = link.strip_prefix(&base).expect("the tenant's host");
+    let cookie = cookie(&post.press(path).with("host", at(&acme)).await.expect(303));
+    post.as_page(&cookie, "GET", "/api/v1/me").with("host", at(&acme)).await.expect(200);
+    for elsewhere in [at(&globex), "example.test".to_owned(), "nobody.example.test".to_owned()] {
+        post.as_page(&cookie, "GET", "/api/v1/me").with("host", elsewhere).await.problem("tenant-not-found");
     }
 }

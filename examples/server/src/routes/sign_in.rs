@@ -9,7 +9,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use tenancy_core::{
-    ActiveTenant, Email, Error, ErrorKind, Member, Principal, Result, TenantCatalog as _, TenantContext, TenantHint, TenantId, TenantSlug,
+    ActiveTenant, Email, Error, ErrorKind, Member, Principal, Result, Tenant, TenantCatalog as _, TenantContext, TenantHint, TenantId,
+    TenantSlug,
 };
 use tenancy_sqlx::sign_in::{Session, no_good};
 use tenancy_tower::axum::Problem;
@@ -108,7 +109,7 @@ pub(super) async fn request(
 }
 
 async fn send(app: &App, hint: &TenantHint, email: &Email, request_id: Uuid) -> Result<()> {
-    let Some(Ok(tenant)) = app.catalog.find(hint).await?.map(|tenant| tenant.into_active()) else { return Ok(()) };
+    let Some(Ok(tenant)) = app.catalog.find(hint).await?.map(Tenant::into_active) else { return Ok(()) };
     let link = app.link(&tenant.slug, PAGE)?;
     let cx = TenantContext::establish(tenant, Principal::Visitor).with_request_id(request_id);
     let mut tx = app.db.begin(&cx).await?;
