@@ -9,6 +9,7 @@ mod catalog;
 mod checker;
 mod erase;
 mod guard;
+mod impersonation;
 mod isolation;
 mod isolation_report;
 mod macros;

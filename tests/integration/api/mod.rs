@@ -4,6 +4,7 @@ mod attachments;
 mod audit;
 mod bad_input;
 mod documents;
+mod impersonation;
 mod isolation;
 mod lifecycle;
 mod members;
