@@ -1,14 +1,20 @@
 //! Under a read-only context nothing changes, and it is PostgreSQL that says so: no check of the application is in the way here.
 
-use harness::{Kit, Route};
+use harness::{Kit, MIGRATIONS, Route};
 use sqlx::Executor as _;
 use tenancy_core::quota::{Metric, Quota};
-use tenancy_core::{AuditEvent, ErrorKind, NewImpersonation, NewMember, Role, TenantContext};
-use tenancy_sqlx::{Isolation, TenantDb, TenantTx, from_sqlx};
+use tenancy_core::{
+    AuditEvent, Clock as _, ErrorKind, NewImpersonation, NewMember, NewOperator, Operator, OperatorRole, Role, SystemClock, TenantContext,
+    TokenDays,
+};
+use tenancy_sqlx::testing::TestDatabase;
+use tenancy_sqlx::{Isolation, Roles, Schema, SealKey, TenantDb, TenantTx, from_sqlx};
 
 harness::on_each_route! {
     #[tokio::test]
     no_statement_writes_under_a_read_only_context;
+    #[tokio::test]
+    sealed_it_is_the_same;
 }
 
 /// An owner, who may do everything as far as the application is concerned.
@@ -74,6 +80,21 @@ async fn begun(db: &TenantDb, cx: &TenantContext) -> Vec<TenantTx> {
 
 async fn no_statement_writes_under_a_read_only_context(route: Route) {
     let Some(kit) = Kit::on(route).await else { return };
+    nothing_writes(kit).await;
+}
+
+async fn sealed_it_is_the_same(route: Route) {
+    let key = SealKey::new([7; 32]);
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("a database");
+    let mut schema = Schema::connect(&database.admin_url(), Roles::default()).await.expect("connect");
+    if schema.seal(&key).await.is_err_and(|refused| refused.to_string().contains("needs 15")) {
+        return;
+    }
+    let Some(kit) = Kit::on_database(route, database, |options| options.with_seal_key(key)).await else { return };
+    nothing_writes(kit).await;
+}
+
+async fn nothing_writes(kit: Kit) {
     prepare(&kit).await;
     for sql in WRITES {
         for mut tx in begun(&kit.db, &looking(&kit.acme)).await {
@@ -215,4 +236,25 @@ async fn the_applications_role_reads_its_own_visits_and_writes_none() {
     tx.end_impersonation(&kit.acme, visit.id).await.expect("ended");
     tx.commit().await.expect("commit");
     assert_eq!(kit.db.impersonation_by_token(token.expose()).await.expect("a look-up"), None);
+}
+
+/// Between the look-up of an operator's token and the visit lies the time in which they may be changed.
+#[tokio::test]
+async fn an_operator_who_was_changed_meanwhile_begins_no_visit() {
+    let kit = Kit::new().await;
+    let new = NewOperator::new("Sue", "sue@example.com".parse().expect("an address"), OperatorRole::Support);
+    let mut tx = kit.db.dangerous().begin_system("a test").await.expect("system");
+    let (seen, _) = tx.create_operator(&new, SystemClock.now()).await.expect("an operator");
+    tx.commit().await.expect("commit");
+    let wish = NewImpersonation::new("the test wants it");
+    let visit = async |by: &Operator| {
+        let mut tx = kit.db.dangerous().begin_system("a test").await.expect("system");
+        tx.start_impersonation(kit.acme.tenant_id(), Some(by), &wish).await.map(drop)
+    };
+    visit(&seen).await.expect("the control");
+    let mut tx = kit.db.dangerous().begin_system("a test").await.expect("system");
+    let (now, _) = tx.rotate_operator_token(seen.id, TokenDays::default(), None, SystemClock.now()).await.expect("another token");
+    tx.commit().await.expect("commit");
+    assert_eq!(visit(&seen).await.expect_err("changed").kind(), ErrorKind::Retry);
+    visit(&now).await.expect("as they are now");
 }

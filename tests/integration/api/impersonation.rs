@@ -1,8 +1,12 @@
 //! Operators inside a tenant: what they can do there, what the tenant sees of it, and what ends it at the next request.
 
+use std::time::{Duration, Instant};
+
 use harness::actors::{Actor, Ask, Member, Operator};
 use harness::app::TestApp;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use super::ABSENT;
 
@@ -281,4 +285,30 @@ async fn without_its_event_there_is_no_answer() {
     eye.execute("drop trigger fails on tenancy.audit_events; drop function public.fails()").await.expect("room");
     visit.get("/api/v1/projects").await.expect(200);
     assert_eq!(told(&acme).await.len(), 3);
+}
+
+/// Whoever hangs up has perhaps heard the answer: the event is written all the same.
+#[tokio::test]
+async fn a_client_that_hangs_up_is_told_of_as_well() {
+    use sqlx::{Connection as _, Executor as _};
+    let (app, acme, _) = TestApp::with_tenants().await;
+    let visit = Visit::start(&app.operator(), &acme).await;
+    let (mut eye, mut lock) = (app.db_eye().await, app.db_eye().await);
+    let mut held = lock.begin().await.expect("begin");
+    held.execute("lock table projects in access exclusive mode").await.expect("locked");
+    let mut connection = TcpStream::connect(app.node.address).await.expect("connect");
+    connection.write_all(&visit.get("/api/v1/projects").bytes()).await.expect("sent");
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let since = Instant::now();
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut eye).await.expect("activity") == 0 {
+        assert!(since.elapsed() < Duration::from_secs(20), "the handler does not wait");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(connection);
+    held.rollback().await.expect("free");
+    let since = Instant::now();
+    while told(&acme).await.len() < 2 {
+        assert!(since.elapsed() < Duration::from_secs(20), "nobody was told");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
