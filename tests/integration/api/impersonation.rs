@@ -312,3 +312,60 @@ async fn a_client_that_hangs_up_is_told_of_as_well() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// Every operation of a tenant's API under a visit: what reads is answered, and nothing that writes is done.
+#[tokio::test]
+async fn each_read_works_and_each_write_is_refused() {
+    let (app, acme, _) = TestApp::with_tenants().await;
+    let project = acme.project("p").await;
+    let document = acme.document(&project, "d").await;
+    acme.attach(&document, "a", b"kept").await.expect(201);
+    let (member, other) = (acme.member("m").await, acme.visit().await);
+    let visit = Visit::start(&app.operator(), &acme).await;
+    let names = [
+        ("{project}", &project),
+        ("{document}", &document),
+        ("{member}", &member),
+        ("{impersonation}", &other),
+        ("{name}", &"a".to_owned()),
+    ];
+    let kept = async || {
+        let mut rows = app.db_everything().await;
+        rows.retain(|table, _| !["audit", "usage", "quota_", "nodes"].iter().any(|part| table.contains(part)));
+        (rows, app.kept_files())
+    };
+    let before = kept().await;
+    let document = app.stranger().get("/openapi.json").await.expect(200).json();
+    let (mut read, mut refused) = (Vec::new(), 0);
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in item.as_object().expect("methods").iter().filter(|(_, o)| o["security"] == json!([{ "tenant": [] }])) {
+            let target = names.iter().fold(path.clone(), |target, (name, value)| target.replace(name, value));
+            let target = if path == "/api/v1/tenant/usage" { format!("{target}?metric=users") } else { target };
+            let mut ask = visit.ask(&method.to_uppercase(), &target).with("idempotency-key", "once");
+            if operation.get("requestBody").is_some() {
+                let kind = if path.ends_with("{name}") { "text/plain" } else { "application/json" };
+                let body = json!({ "name": "x", "title": "x", "content": "x" });
+                let body = match path.as_str() {
+                    "/api/v1/projects" | "/api/v1/projects/{project}" => json!({ "name": "x" }),
+                    "/api/v1/impersonation-consent" => json!({ "allowed": false }),
+                    "/api/v1/members" => json!({ "email": "x@example.com", "name": "x", "role": "viewer" }),
+                    "/api/v1/members/{member}" => json!({ "name": "x" }),
+                    _ if path.contains("documents") => json!({ "title": "x" }),
+                    _ => body,
+                };
+                ask = ask.body(body.to_string()).with("content-type", kind);
+            }
+            let reply = ask.await;
+            if method == "get" && reply.status == 200 {
+                read.push(path.clone());
+            } else {
+                reply.problem("forbidden");
+                refused += 1;
+            }
+        }
+    }
+    eprintln!("{refused} refused; read: {read:?}");
+    assert!(read.len() >= 9 && refused >= 14, "{refused} {read:?}");
+    assert_eq!(kept().await, before);
+    assert_eq!(told(&acme).await.len(), 2 + read.len() + refused);
+}
