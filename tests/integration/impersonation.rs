@@ -99,7 +99,7 @@ async fn nothing_writes(kit: Kit) {
     for sql in WRITES {
         for mut tx in begun(&kit.db, &looking(&kit.acme)).await {
             let error = (&mut tx).execute(sql).await.expect_err(sql);
-            let state = error.as_database_error().and_then(|db| db.code()).map(|code| code.into_owned());
+            let state = error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned);
             assert_eq!(state.as_deref(), Some("25006"), "{sql}: {error}");
             let ours = from_sqlx(error);
             assert_eq!((ours.kind(), ours.message()), (ErrorKind::Forbidden, "this is read-only: nothing can be changed here"));
@@ -153,7 +153,7 @@ async fn control_without_a_snapshot_a_read_only_transaction_is_made_one_that_wri
     conn.execute("insert into notes (tenant_id, body) values (gen_random_uuid(), 'out')").await.expect("it writes");
     conn.execute("rollback; begin read only; select").await.expect("begin");
     let refused = conn.execute("set transaction read write").await.expect_err("a snapshot is");
-    assert_eq!(refused.as_database_error().and_then(|db| db.code()).as_deref(), Some("25001"));
+    assert_eq!(refused.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(), Some("25001"));
 }
 
 #[tokio::test]
