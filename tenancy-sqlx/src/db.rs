@@ -195,8 +195,8 @@ impl TenantDb {
 
     /// Begins a transaction for `cx`'s tenant. BEGIN and the tenant travel in one message: one round trip.
     ///
-    /// It is READ ONLY if `cx` [is](TenantContext::is_read_only): a write is then [`Forbidden`](tenancy_core::ErrorKind::Forbidden), and
-    /// neither `SET TRANSACTION` nor a function changes that.
+    /// It is READ ONLY if `cx` [is](TenantContext::is_read_only): a write is then [`Forbidden`](tenancy_core::ErrorKind::Forbidden), also
+    /// by a function or after `SET TRANSACTION`, and the transaction ends by ROLLBACK whatever was done in it.
     ///
     /// # Errors
     /// - [`TenantInactive`](tenancy_core::ErrorKind::TenantInactive), [`TenantNotFound`](tenancy_core::ErrorKind::TenantNotFound): the tenant was active when `cx` was
@@ -256,6 +256,16 @@ impl TenantDb {
     async fn start(&self, scope: ForTenant, begin: &str, read_only: bool) -> Result<TenantTx> {
         let lease = Lease::begin(&self.0.pool, begin, self.0.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, scope, read_only, self.0.named_statements))
+        let mut begin = self.0.begin_for(&begin_text(begin, cx.is_read_only()), tenant_id);
+        if cx.is_read_only() {
+            // With its first snapshot a transaction can't be SET to READ WRITE any more. RESET is refused from PostgreSQL 16 on; what is
+            // written because of it is never kept.
+            begin.push_str("; SELECT");
+        }
+        let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
+        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
+        let tx = Tx::new(lease, scope, read_only, self.0.named_statements);
+        Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
     }
 
     /// The catalog of this database's tenants.

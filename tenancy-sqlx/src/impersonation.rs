@@ -90,7 +90,8 @@ impl SystemTx {
     ///
     /// # Errors
     /// Those of [`NewImpersonation::permit`]; [`Forbidden`](ErrorKind::Forbidden) if the tenant does not allow it;
-    /// [`TenantInactive`](ErrorKind::TenantInactive), [`NotFound`](ErrorKind::NotFound).
+    /// [`TenantInactive`](ErrorKind::TenantInactive), [`NotFound`](ErrorKind::NotFound); [`Retry`](ErrorKind::Retry) if the operator was
+    /// changed since they were looked up.
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
@@ -113,6 +114,14 @@ impl SystemTx {
             }
             Some((_, false)) => return Err(Error::new(ErrorKind::Forbidden, "the tenant does not let operators in")),
             Some(_) => {}
+        }
+        // Whoever was changed since their token was looked up is asked to come again: it may be another role, or another token.
+        if let Some(operator) = by {
+            let query = "select version from tenancy.operators where id = $1 for share";
+            let version: Option<i64> = sqlx::query_scalar(query).bind(operator.id).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
+            if version.and_then(|version| u64::try_from(version).ok()) != Some(operator.version) {
+                return Err(Error::new(ErrorKind::Retry, "the operator was changed meanwhile: ask again"));
+            }
         }
         let token = Token::new(Token::IMPERSONATION)?;
         let sql = format!(

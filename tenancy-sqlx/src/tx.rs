@@ -32,7 +32,7 @@ use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sqlx::postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Either, Execute, Executor, Postgres, SqlStr};
+use sqlx::{Describe, Either, Execute, Executor, Postgres, Row as _, SqlStr};
 use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantId};
 
 use crate::error::{from_sqlx, is_lost};
@@ -61,6 +61,8 @@ pub struct Tx<S> {
     lease: Lease,
     scope: S,
     read_only: bool,
+    /// Of a read-only context: whatever is done in it is undone.
+    unchanging: bool,
     /// Whether the server connection outlives the transaction for us, so that it can keep named statements.
     named_statements: bool,
     /// A statement was sent and its end not seen.
@@ -73,16 +75,19 @@ pub struct Tx<S> {
 
 impl<S> Tx<S> {
     pub(crate) fn new(lease: Lease, scope: S, read_only: bool, named_statements: bool) -> Self {
-        Self { lease, scope, read_only, named_statements, in_flight: false, depth: 0, unwind: None }
+        Self { lease, scope, read_only, unchanging: false, named_statements, in_flight: false, depth: 0, unwind: None }
     }
 
     /// Keeps what was done, if all of it was done.
     ///
-    /// A transaction from [`read`](crate::TenantDb::read) has nothing to keep: it is just ended.
+    /// A transaction from [`read`](crate::TenantDb::read) has nothing to keep: it is just ended. One of a
+    /// [read-only context](tenancy_core::TenantContext::read_only) keeps nothing either.
     ///
     /// # Errors
     /// - [`TransactionAborted`](ErrorKind::TransactionAborted): a statement failed (also one whose error nobody looked at), was dropped
     ///   before its end, or ended the transaction. Nothing was kept.
+    /// - [`Forbidden`](ErrorKind::Forbidden): the context is read-only, and something was written all the same, as PostgreSQL before 16 can be
+    ///   told to. Nothing was kept.
     /// - [`Conflict`](ErrorKind::Conflict), [`Retry`](ErrorKind::Retry): a deferred constraint or serialization failed. Nothing was kept.
     /// - [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): the connection was lost before the answer came.
     ///
@@ -90,6 +95,9 @@ impl<S> Tx<S> {
     /// Safe for every later user of the connection. Whether the work was kept is unknown, as with any lost answer.
     pub async fn commit(self) -> Result<()> {
         self.alive().map_err(from_sqlx)?;
+        if self.unchanging {
+            return self.end_unchanged().await;
+        }
         if self.read_only {
             return Ok(());
         }
@@ -109,6 +117,17 @@ impl<S> Tx<S> {
                 from_sqlx(error)
             }
         })
+    }
+
+    /// Ends a transaction that must change nothing: by ROLLBACK, so that nothing does it.
+    async fn end_unchanged(mut self) -> Result<()> {
+        self.settle_pending().await.map_err(from_sqlx)?;
+        // As in `commit`, SAVEPOINT is refused where the transaction is aborted or over. Whoever writes has a number.
+        let ask = sqlx::raw_sql("SAVEPOINT tenancy_end; SELECT pg_current_xact_id_if_assigned() IS NULL");
+        let row = self.lease.conn().fetch_one(ask).await.map_err(from_sqlx)?;
+        let unchanged: bool = row.try_get(0).map_err(from_sqlx)?;
+        self.lease.end("ROLLBACK").await.map_err(from_sqlx)?;
+        if unchanged { Ok(()) } else { Err(Error::new(ErrorKind::Forbidden, "this is read-only: nothing was kept")) }
     }
 
     /// Undoes everything, and waits until that is done; dropping the transaction does the same without waiting.
@@ -165,6 +184,11 @@ impl<S> Tx<S> {
 }
 
 impl Tx<ForTenant> {
+    /// The same transaction, whose context is read-only.
+    pub(crate) fn unchanging(self) -> Self {
+        Self { unchanging: true, ..self }
+    }
+
     /// Whom this transaction serves.
     pub fn tenant_id(&self) -> TenantId {
         self.scope.tenant_id

@@ -11,6 +11,7 @@ mod config;
 mod erase;
 mod export;
 mod guard;
+mod impersonation;
 mod isolation;
 mod isolation_report;
 mod jobs;

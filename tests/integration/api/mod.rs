@@ -6,6 +6,7 @@ mod bad_input;
 mod config;
 mod documents;
 mod domains;
+mod impersonation;
 mod isolation;
 mod lifecycle;
 mod members;
