@@ -242,9 +242,10 @@ impl TenantDb {
         if !cx.is_read_only() {
             return self.begin_unserved(scope, begin, read_only).await;
         }
-        // With its first snapshot a transaction can't be made READ WRITE any more, whatever is said in it.
+        // With its first snapshot a transaction can't be SET to READ WRITE any more. RESET is refused from PostgreSQL 16 on; what is
+        // written because of it is never kept.
         let begin = self.0.begin_for(&begin_text(begin, true), tenant_id) + "; SELECT";
-        self.start(scope, &begin, read_only).await
+        Ok(self.start(scope, &begin, read_only).await?.unchanging())
     }
 
     /// Begins a transaction for a tenant that need not be active: for operations on it, which nobody else does at the time.
@@ -256,16 +257,6 @@ impl TenantDb {
     async fn start(&self, scope: ForTenant, begin: &str, read_only: bool) -> Result<TenantTx> {
         let lease = Lease::begin(&self.0.pool, begin, self.0.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, scope, read_only, self.0.named_statements))
-        let mut begin = self.0.begin_for(&begin_text(begin, cx.is_read_only()), tenant_id);
-        if cx.is_read_only() {
-            // With its first snapshot a transaction can't be SET to READ WRITE any more. RESET is refused from PostgreSQL 16 on; what is
-            // written because of it is never kept.
-            begin.push_str("; SELECT");
-        }
-        let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
-        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
-        let tx = Tx::new(lease, scope, read_only, self.0.named_statements);
-        Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
     }
 
     /// The catalog of this database's tenants.
