@@ -98,7 +98,8 @@ pub struct Tenant {
     pub name: String,
     /// Where it is in its life.
     pub status: TenantStatus,
-    /// Theme, logo and the like: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes.
+    /// Theme, logo and the like: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes. Its member `logo` names an object in the tenant's
+    /// store: it comes and goes with that, and is passed over where a change or a new tenant brings one.
     pub branding: Map<String, Value>,
     /// Feature flags: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes.
     pub flags: Map<String, Value>,
@@ -130,12 +131,14 @@ impl Tenant {
         check_object("branding", &new.branding)?;
         check_object("flags", &new.flags)?;
         let now = now.trunc_subsecs(6); // what PostgreSQL keeps
+        let mut branding = new.branding;
+        branding.remove(LOGO);
         Ok(Self {
             id: new.id,
             slug: new.slug,
             name: new.name,
             status: new.status,
-            branding: new.branding,
+            branding,
             flags: new.flags,
             plan: new.plan,
             created_at: now,
@@ -169,8 +172,10 @@ impl Tenant {
             check_plan(&plan)?;
             next.plan = plan;
         }
-        if let Some(branding) = change.branding {
+        if let Some(mut branding) = change.branding {
             check_object("branding", &branding)?;
+            branding.remove(LOGO);
+            branding.extend(next.branding.remove_entry(LOGO));
             next.branding = branding;
         }
         if let Some(flags) = change.flags {
@@ -299,6 +304,9 @@ impl TenantChange {
     }
 }
 
+/// See [`Tenant::branding`].
+const LOGO: &str = "logo";
+
 fn check_name(name: &str) -> Result<()> {
     let len = name.chars().count();
     if len == 0 || len > Tenant::MAX_NAME_LEN || name.trim() != name || name.chars().any(char::is_control) {
@@ -368,6 +376,18 @@ mod tests {
         assert_eq!(stale.kind(), ErrorKind::VersionMismatch);
         let jump = two.changed(TenantChange::status(TenantStatus::Archived), None, now()).expect_err("no such edge");
         assert_eq!((jump.kind(), jump.to_string().as_str()), (ErrorKind::Conflict, "a tenant that is provisioning can't become archived"));
+    }
+
+    #[test]
+    fn a_logo_is_neither_brought_nor_lost() {
+        let object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).expect("an object");
+        let mut new = NewTenant::new("acme".parse().expect("slug"), "Acme");
+        new.branding = object(r#"{"logo":"theirs","a":1}"#);
+        let mut tenant = Tenant::new(new, now()).expect("valid");
+        assert_eq!(tenant.branding, object(r#"{"a":1}"#));
+        tenant.branding.insert(LOGO.into(), "ours".into());
+        let change = TenantChange { branding: Some(object(r#"{"logo":"theirs","b":2}"#)), ..TenantChange::default() };
+        assert_eq!(tenant.changed(change, None, now()).expect("legal").branding, object(r#"{"b":2,"logo":"ours"}"#));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod credentials;
 mod edge;
 mod extract;
 mod idempotency;
+mod logo;
 mod mailer;
 mod metrics;
 mod operator;

@@ -437,6 +437,9 @@ async fn control_any_difference_of_two_answers_is_told() {
     drop(app);
 }
 
+/// A list whose cursors are numbers of one's own versions: they name nothing that another could have.
+const NUMBERED: &str = "/api/v1/config/history";
+
 /// A cursor is a place in a list, and the things at that place are one's own or none.
 #[tokio::test]
 async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
@@ -446,7 +449,7 @@ async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
     let after = world(&acme, &globex).await;
     let mut compared = 0;
     for operation in
-        served(&app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()))
+        served(&app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()) && operation.path != NUMBERED)
     {
         let given: Vec<&str> = operation.parameters.iter().map(|parameter| before[&Whose::Own].named(parameter)).collect();
         let target = operation.target(&given);
@@ -493,8 +496,9 @@ async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String>
             reply
         };
         let (used, fresh) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
-        ask(globex, &foreign, &used).await.expect(201);
-        let (used, fresh) = (ask(acme, &own, &used).await, ask(acme, &own, &fresh).await.expect(201));
+        let done = |reply: Reply| if (200..=201).contains(&reply.status) { reply } else { panic!("{}: {reply:?}", operation.called()) };
+        done(ask(globex, &foreign, &used).await);
+        let (used, fresh) = (ask(acme, &own, &used).await, done(ask(acme, &own, &fresh).await));
         let made = |reply: &Reply| reply.json()["id"].as_str().unwrap_or("nothing was made").to_owned();
         found.extend(differ((&used, &[&made(&used)]), (&fresh, &[&made(&fresh)])).map(|how| format!("{}: {how}", operation.called())));
     }
@@ -508,7 +512,7 @@ async fn another_tenants_key_is_a_fresh_key() {
     // The control: a key of the table without the tenant is an oracle.
     let without = "truncate idempotency_keys; create unique index on idempotency_keys (key)";
     app.db_eye().await.execute(without).await.expect("a key without the tenant");
-    assert_eq!(keys_told(&app, &acme, &globex).await.len(), 3, "the detector is blind");
+    assert_eq!(keys_told(&app, &acme, &globex).await.len(), 4, "the detector is blind");
 }
 
 /// Tenants as a tenant's token sees them through the operators' routes and through hints: all alike, whoever and whatever they are.
@@ -542,7 +546,7 @@ async fn other_tenants_are_tenants_that_never_were() {
     };
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
-            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation")),
+            operation.parameters.iter().all(|parameter| matches!(parameter.as_str(), "tenant" | "message" | "operation" | "plan" | "flag")),
             "{}: teach me what it names",
             operation.called()
         );

@@ -22,6 +22,7 @@ mod branding;
 mod config;
 mod documents;
 mod lifecycle;
+mod logo;
 mod mailbox;
 mod members;
 mod metrics;
@@ -117,12 +118,14 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/config/rollback", config::roll_own_back),
         route(Method::PUT, "/api/v1/branding", branding::put),
         route(Method::PATCH, "/api/v1/branding", branding::patch),
+        route(Method::PUT, "/api/v1/branding/logo", logo::upload),
+        route(Method::DELETE, "/api/v1/branding/logo", logo::delete),
     ]
 }
 
 /// For whoever has a token of a tenant, and for visitors of its host: what a sign-in page shows.
 fn visitor_routes() -> Vec<Route> {
-    vec![route(Method::GET, "/api/v1/branding", branding::show)]
+    vec![route(Method::GET, "/api/v1/branding", branding::show), route(Method::GET, "/api/v1/branding/logo", logo::show)]
 }
 
 /// The whole API; the operators' part only where it `has_admin` credentials to work with.
