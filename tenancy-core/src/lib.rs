@@ -7,6 +7,7 @@ pub mod config;
 pub mod context;
 pub mod erase;
 pub mod error;
+pub mod flags;
 pub mod id;
 pub mod member;
 pub mod outbox;

@@ -101,7 +101,7 @@ pub struct Tenant {
     /// Theme, logo and the like: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes. Its member `logo` names an object in the tenant's
     /// store: it comes and goes with that, and is passed over where a change or a new tenant brings one.
     pub branding: Map<String, Value>,
-    /// Feature flags: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes.
+    /// Its own values of feature flags: a JSON object of at most [`Tenant::MAX_FLAGS`] members and [`Tenant::MAX_OBJECT_LEN`] bytes.
     pub flags: Map<String, Value>,
     /// The plan whose defaults it gets.
     pub plan: String,
@@ -118,6 +118,8 @@ impl Tenant {
     pub const MAX_NAME_LEN: usize = 200;
     /// The largest `branding` and `flags`, in bytes of JSON text.
     pub const MAX_OBJECT_LEN: usize = 16 * 1024;
+    /// The most flags that a tenant has values of its own of.
+    pub const MAX_FLAGS: usize = 200;
     /// The plan of a tenant that names none.
     pub const DEFAULT_PLAN: &str = "standard";
 
@@ -129,7 +131,7 @@ impl Tenant {
         check_name(&new.name)?;
         check_plan(&new.plan)?;
         check_object("branding", &new.branding)?;
-        check_object("flags", &new.flags)?;
+        check_flags(&new.flags)?;
         let now = now.trunc_subsecs(6); // what PostgreSQL keeps
         let mut branding = new.branding;
         branding.remove(LOGO);
@@ -179,7 +181,7 @@ impl Tenant {
             next.branding = branding;
         }
         if let Some(flags) = change.flags {
-            check_object("flags", &flags)?;
+            check_flags(&flags)?;
             next.flags = flags;
         }
         if let Some(status) = change.status.filter(|status| *status != self.status) {
@@ -331,6 +333,13 @@ fn check_object(field: &'static str, object: &Map<String, Value>) -> Result<()> 
     Ok(())
 }
 
+fn check_flags(flags: &Map<String, Value>) -> Result<()> {
+    if flags.len() > Tenant::MAX_FLAGS {
+        return Err(Error::invalid("flags", "must have at most 200 members"));
+    }
+    check_object("flags", flags)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,6 +408,10 @@ mod tests {
         let mut new = NewTenant::new("acme".parse().expect("slug"), "Acme");
         new.branding.insert("logo".into(), "x".repeat(Tenant::MAX_OBJECT_LEN).into());
         assert_eq!(Tenant::new(new.clone(), now()).expect_err("too large").field(), Some("branding"));
+        new.flags = (0..=Tenant::MAX_FLAGS).map(|n| (n.to_string(), true.into())).collect();
+        new.branding.clear();
+        assert_eq!(Tenant::new(new.clone(), now()).expect_err("too many").message(), "must have at most 200 members");
+        new.flags.clear();
         new.branding.insert("logo".into(), "\0".into());
         assert_eq!(Tenant::new(new, now()).expect_err("NUL").field(), Some("branding"));
     }
