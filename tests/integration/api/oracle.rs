@@ -448,8 +448,10 @@ async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
     acme.document(&before[&Whose::Own].project, "the second").await;
     let after = world(&acme, &globex).await;
     let mut compared = 0;
-    for operation in
-        served(&app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()) && operation.path != NUMBERED)
+    for operation in served(&app)
+        .await
+        .iter()
+        .filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()) && operation.path != NUMBERED)
     {
         let given: Vec<&str> = operation.parameters.iter().map(|parameter| before[&Whose::Own].named(parameter)).collect();
         let target = operation.target(&given);

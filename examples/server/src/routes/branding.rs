@@ -38,7 +38,8 @@ struct ShownLogo {
 
 impl Shown {
     pub(super) fn of(object: &Map<String, Value>) -> Self {
-        let logo = Logo::read(object).map(|Logo { sha256, width, height, .. }| ShownLogo { url: "/api/v1/branding/logo", sha256, width, height });
+        let logo =
+            Logo::read(object).map(|Logo { sha256, width, height, .. }| ShownLogo { url: "/api/v1/branding/logo", sha256, width, height });
         Self { branding: Branding::read(object), logo }
     }
 }

@@ -129,7 +129,8 @@ async fn replace(
                 return Err(mismatch());
             }
             if let Some(logo) = logo {
-                let named = serde_json::to_value(logo).map_err(|e| Error::new(ErrorKind::Internal, "a logo has no JSON form").with_source(e))?;
+                let named =
+                    serde_json::to_value(logo).map_err(|e| Error::new(ErrorKind::Internal, "a logo has no JSON form").with_source(e))?;
                 object.insert(Logo::FIELD.to_owned(), named);
             } else {
                 object.remove(Logo::FIELD).ok_or_else(Error::not_found)?;
