@@ -162,7 +162,10 @@ impl SystemTx {
         let count: i64 =
             sqlx::query_scalar("select count(*) from tenancy.flag_definitions").fetch_one(&mut *self).await.map_err(from_sqlx)?;
         if count > i64::try_from(MAX_DEFINITIONS).unwrap_or(i64::MAX) {
-            return Err(Error::new(ErrorKind::Conflict, format!("there are {MAX_DEFINITIONS} flags already: remove one that nobody asks for")));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("there are {MAX_DEFINITIONS} flags already: remove one that nobody asks for"),
+            ));
         }
         let after = self.flag(name).await?.ok_or_else(Error::not_found)?;
         let detail = json!({ "before": before.map(|flag| flag.definition), "after": after.definition });

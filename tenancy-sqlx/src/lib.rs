@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod config;
 pub mod erase;
+pub mod flags;
 pub mod isolation;
 pub mod operations;
 pub mod outbox;

@@ -11,6 +11,7 @@ use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, Result, SystemClock};
 use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
+use tenancy_sqlx::flags::Flags;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::quota::{Meter, MeterOptions};
@@ -52,6 +53,7 @@ pub(crate) struct App {
     pub(crate) catalog: PgCatalog,
     pub(crate) meter: Meter,
     pub(crate) configs: Configs,
+    pub(crate) flags: Flags,
     pub(crate) objects: TenantObjects,
     pub(crate) operator_token: OperatorToken,
     pub(crate) max_body: usize,
@@ -152,6 +154,7 @@ impl Running {
             catalog: db.catalog(),
             meter: Meter::start(&db, MeterOptions::default()).await?,
             configs: settings::configs(&db)?,
+            flags: Flags::new(&db),
             db,
             objects,
             operator_token,

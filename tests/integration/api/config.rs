@@ -366,3 +366,123 @@ async fn logos_put_at_once_leave_one_and_every_node_shows_it() {
     assert_eq!(app.audit_now().await.len(), 1);
     std::fs::remove_file(stray).expect("removed");
 }
+
+fn defined(change: Value) -> Value {
+    let mut flag = json!({ "kind": "bool", "default": false, "on": true });
+    flag.as_object_mut().expect("an object").extend(change.as_object().cloned().expect("an object"));
+    flag
+}
+
+async fn seen(member: &Member, flag: &str) -> (Value, String) {
+    let flags = member.get("/api/v1/flags").await.expect(200).json();
+    (flags["flags"][flag]["value"].clone(), flags["flags"][flag]["reason"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn flags_are_defined_by_operators_and_told_with_their_reason() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let (operator, path) = (app.operator(), "/api/v1/flags/beta");
+    let put = |change: Value| operator.put(path, "").json(&defined(change));
+    operator.get(path).await.problem("not-found");
+    let made = put(json!({ "description": "The new editor" })).with("if-none-match", "*").await.expect(200);
+    assert_eq!((made.header("etag"), &made.json()["rollout"]), ("\"1\"", &json!(0)));
+    put(json!({})).with("if-none-match", "*").await.problem("version-mismatch");
+    put(json!({})).with("if-match", "\"7\"").await.problem("version-mismatch");
+    assert_eq!(seen(&acme.role("viewer"), "beta").await, (json!(false), "default".to_owned()));
+    for (change, of_acme, of_globex) in [
+        (json!({ "tenants": [acme.tenant] }), (true, "cohort"), (false, "default")),
+        (json!({ "plans": ["standard"] }), (true, "cohort"), (true, "cohort")),
+        (json!({ "rollout": 10_000 }), (true, "rollout"), (true, "rollout")),
+        (json!({ "rollout": 10_000, "killed": true }), (false, "kill_switch"), (false, "kill_switch")),
+    ] {
+        put(change).await.expect(200);
+        for (member, (value, reason)) in [(&acme, of_acme), (&globex, of_globex)] {
+            assert_eq!(seen(member, "beta").await, (json!(value), reason.to_owned()));
+        }
+    }
+    put(json!({ "rollout": 10_000 })).await.expect(200);
+    operator.patch("/api/v1/tenants/globex-corp", &json!({ "flags": { "beta": false, "gone": true } })).await.expect(200);
+    assert_eq!(seen(&globex, "beta").await, (json!(false), "override".to_owned()));
+    assert_eq!(seen(&acme, "beta").await, (json!(true), "rollout".to_owned()));
+    assert_eq!(seen(&globex, "gone").await.0, Value::Null, "a value of a flag that is not defined is nothing");
+    // Nothing of who else is on.
+    put(json!({ "tenants": [globex.tenant] })).await.expect(200);
+    acme.get("/api/v1/flags").await.expect(200).is_silent_about([&globex.tenant, &globex.slug]);
+    let colour = json!({ "kind": "variant", "variants": ["red", "blue"], "default": "red", "on": "blue", "plans": ["standard"] });
+    operator.put("/api/v1/flags/colour", "").json(&colour).await.expect(200);
+    assert_eq!(seen(&acme, "colour").await, (json!("blue"), "cohort".to_owned()));
+    let all = operator.get("/api/v1/flag-definitions").await.expect(200).json();
+    assert_eq!(
+        (&all["items"][0]["name"], &all["items"][1]["name"], &all["items"][0]["version"]),
+        (&json!("beta"), &json!("colour"), &json!(7))
+    );
+    let mut eye = app.db_eye().await;
+    let events: Vec<(String, Value)> = sqlx::query_as("select action, detail from tenancy.audit_events where target = 'beta' order by at")
+        .fetch_all(&mut eye)
+        .await
+        .expect("events");
+    assert_eq!((events.len(), &events[1].1["before"]["tenants"], &events[1].1["after"]["tenants"]), (7, &json!([]), &json!([acme.tenant])));
+
+    operator.delete(path).with("if-match", "\"1\"").await.problem("version-mismatch");
+    operator.delete(path).await.expect(204);
+    operator.delete(path).await.problem("not-found");
+    assert_eq!(seen(&acme, "beta").await.0, Value::Null);
+}
+
+#[tokio::test]
+async fn another_node_follows_a_flag_within_a_second() {
+    let (app, acme, _globex) = TestApp::with_tenants().await;
+    let node = app.another_node().await;
+    let there = acme.at(&node);
+    for n in 0..4 {
+        let flag = defined(json!({ "rollout": if n % 2 == 0 { 10_000 } else { 0 } }));
+        app.operator().put("/api/v1/flags/beta", "").json(&flag).await.expect(200);
+        assert_eq!(seen(&acme, "beta").await.0, n % 2 == 0, "here at once");
+        let since = Instant::now();
+        while seen(&there, "beta").await.0 != (n % 2 == 0) {
+            assert!(since.elapsed() < Duration::from_secs(1), "the other node does not know");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn flags_that_make_no_sense_are_refused_and_so_are_too_many() {
+    let (app, acme, _globex) = TestApp::with_tenants().await;
+    let operator = app.operator();
+    let before = app.db_everything().await;
+    for (change, field) in [
+        (json!({ "rollout": 10_001 }), "rollout"),
+        (json!({ "rollout": -1 }), "rollout"),
+        (json!({ "on": "yes" }), "on"),
+        (json!({ "kind": "number" }), "kind"),
+        (json!({ "kind": "variant", "variants": ["a"], "default": "a", "on": "a" }), "variants"),
+        (json!({ "plans": ["gold"] }), "plans[0]"),
+        (json!({ "tenants": ["nobody"] }), "tenants[0]"),
+        (json!({ "description": "x".repeat(501) }), "description"),
+        (json!({ "percent": 5 }), "percent"),
+    ] {
+        operator.put("/api/v1/flags/beta", "").json(&defined(change)).await.invalid(field);
+    }
+    for name in ["Beta", "1a", "a%0d%0ab", "a%00", &"a".repeat(65)] {
+        operator.put(&format!("/api/v1/flags/{name}"), "").json(&defined(json!({}))).await.invalid("flag");
+        operator.get(&format!("/api/v1/flags/{name}")).await.problem("not-found");
+    }
+    let many = |n: usize| json!({ "flags": (0..n).map(|n| (format!("f{n}"), json!(true))).collect::<serde_json::Map<_, _>>() });
+    operator.patch("/api/v1/tenants/acme-works", &many(201)).await.invalid("flags");
+    operator.patch("/api/v1/tenants/acme-works", &many(10_000)).await.refused();
+    for asker in [acme.put("/api/v1/flags/beta", ""), app.stranger().put("/api/v1/flags/beta", "")] {
+        asker.json(&defined(json!({}))).await.problem("unauthenticated");
+    }
+    assert_eq!(app.db_everything().await, before, "nothing was written");
+    operator.patch("/api/v1/tenants/acme-works", &many(200)).await.expect(200);
+    // A thousand definitions, and no more.
+    let fill = "insert into tenancy.flag_definitions (name, kind, default_value, on_value) select 'f' || n, 'bool', 'false', 'true' from generate_series(1, 1000) n";
+    sqlx::query(fill).execute(&mut app.db_eye().await).await.expect("filled");
+    let refused = operator.put("/api/v1/flags/one-more", "").json(&defined(json!({}))).await;
+    refused.problem("conflict");
+    assert!(refused.text("detail").contains("1000 flags"), "{refused:?}");
+    operator.put("/api/v1/flags/f1", "").json(&defined(json!({ "killed": true }))).await.expect(200);
+    let flags = acme.get("/api/v1/flags").await.expect(200).json();
+    assert_eq!(flags["flags"].as_object().map(serde_json::Map::len), Some(1000));
+}

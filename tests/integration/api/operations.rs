@@ -104,7 +104,10 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
         [("{tenant}", owner.tenant.as_str()), ("{project}", &project), ("{document}", &document), ("{name}", "a"), ("{member}", &member)];
     let target = names.iter().fold(path.to_owned(), |target, (name, value)| target.replace(name, value));
     let target = if target.contains("{operation}") { target.replace("{operation}", &operation(app, &owner.tenant).await) } else { target };
-    let target = target.replace("{plan}", "standard");
+    let target = target.replace("{plan}", "standard").replace("{flag}", "beta");
+    if target.ends_with("/flags/beta") {
+        app.operator().put(&target, "").json(&json!({ "kind": "bool", "default": false, "on": true })).await.expect(200);
+    }
     if target.ends_with("/logo") {
         owner.put(&target, png(0)).await.expect(200);
     }

@@ -191,7 +191,10 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (None, "subject") => json!("a-new-subject"),
             (None, "scopes") => json!(["canary"]),
             (Some("string"), _) => json!("standard"),
-            (Some("integer"), "version") => json!(0),
+            (Some("integer"), _) => json!(0),
+            (Some("boolean"), _) => json!(false),
+            (Some("array"), _) => json!([]),
+            (None, _) if schema["type"].is_array() => json!(null),
             _ => panic!("teach me how to make a {name} of {schema}"),
         };
         (name.clone(), value)

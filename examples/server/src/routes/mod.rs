@@ -21,6 +21,7 @@ mod audit;
 mod branding;
 mod config;
 mod documents;
+mod flags;
 mod lifecycle;
 mod logo;
 mod mailbox;
@@ -81,6 +82,10 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/config/rollback", config::roll_back),
         route(Method::GET, "/api/v1/plans/{plan}/config", config::show_plan),
         route(Method::PATCH, "/api/v1/plans/{plan}/config", config::change_plan),
+        route(Method::GET, "/api/v1/flag-definitions", flags::list),
+        route(Method::GET, "/api/v1/flags/{flag}", flags::show),
+        route(Method::PUT, "/api/v1/flags/{flag}", flags::put),
+        route(Method::DELETE, "/api/v1/flags/{flag}", flags::remove),
     ]
 }
 
@@ -120,6 +125,7 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/branding", branding::patch),
         route(Method::PUT, "/api/v1/branding/logo", logo::upload),
         route(Method::DELETE, "/api/v1/branding/logo", logo::delete),
+        route(Method::GET, "/api/v1/flags", flags::own),
     ]
 }
 
