@@ -8,6 +8,7 @@ pub mod context;
 pub mod domain;
 pub mod erase;
 pub mod error;
+pub mod flags;
 pub mod id;
 pub mod invite;
 pub mod member;

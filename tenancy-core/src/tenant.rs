@@ -98,9 +98,10 @@ pub struct Tenant {
     pub name: String,
     /// Where it is in its life.
     pub status: TenantStatus,
-    /// Theme, logo and the like: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes.
+    /// Theme, logo and the like: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes. Its member `logo` names an object in the tenant's
+    /// store: it comes and goes with that, and is passed over where a change or a new tenant brings one.
     pub branding: Map<String, Value>,
-    /// Feature flags: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes.
+    /// Its own values of feature flags: a JSON object of at most [`Tenant::MAX_FLAGS`] members and [`Tenant::MAX_OBJECT_LEN`] bytes.
     pub flags: Map<String, Value>,
     /// The plan whose defaults it gets.
     pub plan: String,
@@ -119,6 +120,8 @@ impl Tenant {
     pub const MAX_NAME_LEN: usize = 200;
     /// The largest `branding` and `flags`, in bytes of JSON text.
     pub const MAX_OBJECT_LEN: usize = 16 * 1024;
+    /// The most flags that a tenant has values of its own of.
+    pub const MAX_FLAGS: usize = 200;
     /// The plan of a tenant that names none.
     pub const DEFAULT_PLAN: &str = "standard";
 
@@ -130,14 +133,16 @@ impl Tenant {
         check_name(&new.name)?;
         check_plan(&new.plan)?;
         check_object("branding", &new.branding)?;
-        check_object("flags", &new.flags)?;
+        check_flags(&new.flags)?;
         let now = now.trunc_subsecs(6); // what PostgreSQL keeps
+        let mut branding = new.branding;
+        branding.remove(LOGO);
         Ok(Self {
             id: new.id,
             slug: new.slug,
             name: new.name,
             status: new.status,
-            branding: new.branding,
+            branding,
             flags: new.flags,
             plan: new.plan,
             domains: Vec::new(),
@@ -172,12 +177,14 @@ impl Tenant {
             check_plan(&plan)?;
             next.plan = plan;
         }
-        if let Some(branding) = change.branding {
+        if let Some(mut branding) = change.branding {
             check_object("branding", &branding)?;
+            branding.remove(LOGO);
+            branding.extend(next.branding.remove_entry(LOGO));
             next.branding = branding;
         }
         if let Some(flags) = change.flags {
-            check_object("flags", &flags)?;
+            check_flags(&flags)?;
             next.flags = flags;
         }
         if let Some(status) = change.status.filter(|status| *status != self.status) {
@@ -303,6 +310,9 @@ impl TenantChange {
     }
 }
 
+/// See [`Tenant::branding`].
+const LOGO: &str = "logo";
+
 fn check_name(name: &str) -> Result<()> {
     let len = name.chars().count();
     if len == 0 || len > Tenant::MAX_NAME_LEN || name.trim() != name || name.chars().any(char::is_control) {
@@ -325,6 +335,13 @@ fn check_object(field: &'static str, object: &Map<String, Value>) -> Result<()> 
         return Err(Error::invalid(field, "must not contain the character U+0000"));
     }
     Ok(())
+}
+
+fn check_flags(flags: &Map<String, Value>) -> Result<()> {
+    if flags.len() > Tenant::MAX_FLAGS {
+        return Err(Error::invalid("flags", "must have at most 200 members"));
+    }
+    check_object("flags", flags)
 }
 
 #[cfg(test)]
@@ -375,6 +392,18 @@ mod tests {
     }
 
     #[test]
+    fn a_logo_is_neither_brought_nor_lost() {
+        let object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).expect("an object");
+        let mut new = NewTenant::new("acme".parse().expect("slug"), "Acme");
+        new.branding = object(r#"{"logo":"theirs","a":1}"#);
+        let mut tenant = Tenant::new(new, now()).expect("valid");
+        assert_eq!(tenant.branding, object(r#"{"a":1}"#));
+        tenant.branding.insert(LOGO.into(), "ours".into());
+        let change = TenantChange { branding: Some(object(r#"{"logo":"theirs","b":2}"#)), ..TenantChange::default() };
+        assert_eq!(tenant.changed(change, None, now()).expect("legal").branding, object(r#"{"b":2,"logo":"ours"}"#));
+    }
+
+    #[test]
     fn names_and_objects_are_bounded() {
         for name in ["", " a", "a\n", "a\0", &"x".repeat(201)] {
             let error = Tenant::new(NewTenant::new("acme".parse().expect("slug"), name), now()).expect_err(name);
@@ -383,6 +412,10 @@ mod tests {
         let mut new = NewTenant::new("acme".parse().expect("slug"), "Acme");
         new.branding.insert("logo".into(), "x".repeat(Tenant::MAX_OBJECT_LEN).into());
         assert_eq!(Tenant::new(new.clone(), now()).expect_err("too large").field(), Some("branding"));
+        new.flags = (0..=Tenant::MAX_FLAGS).map(|n| (n.to_string(), true.into())).collect();
+        new.branding.clear();
+        assert_eq!(Tenant::new(new.clone(), now()).expect_err("too many").message(), "must have at most 200 members");
+        new.flags.clear();
         new.branding.insert("logo".into(), "\0".into());
         assert_eq!(Tenant::new(new, now()).expect_err("NUL").field(), Some("branding"));
     }

@@ -5,7 +5,7 @@ use sqlx::Row;
 use sqlx::types::Json;
 use tenancy_core::{AuditEvent, Error, ErrorKind, Result, Tenant, TenantContext};
 
-use crate::error::from_sqlx;
+use crate::error::{from_sqlx, from_tenant_row};
 use crate::tx::TenantTx;
 
 impl TenantTx {
@@ -45,10 +45,7 @@ impl TenantTx {
         }
         Tenant::check_branding(&after)?;
         let write = sqlx::query_scalar("select tenancy.set_own_branding($1)").bind(Json(&after)).fetch_one(&mut *self);
-        let version: Option<i64> = write.await.map_err(|error| match error.as_database_error().and_then(|db| db.code()).as_deref() {
-            Some("55006") => Error::new(ErrorKind::Conflict, "the tenant is being erased").with_source(error),
-            _ => from_sqlx(error),
-        })?;
+        let version: Option<i64> = write.await.map_err(from_tenant_row)?;
         let version = version.ok_or_else(Error::not_found)?.unsigned_abs();
         let detail = json!({ "version": version, "before": before, "after": after });
         let target = self.tenant_id().to_string();

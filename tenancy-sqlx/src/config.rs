@@ -19,7 +19,7 @@ use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result, TenantContext, T
 use uuid::Uuid;
 
 use crate::db::TenantDb;
-use crate::error::from_sqlx;
+use crate::error::{from_sqlx, from_tenant_row};
 use crate::tx::{SystemTx, TenantTx, Tx};
 
 const CAPACITY: u64 = 100_000;
@@ -196,10 +196,7 @@ async fn write<S: Send + fmt::Debug>(
         .bind(signed(wanted.rolled_back_to))
         .fetch_one(tx)
         .await
-        .map_err(|error| match error.as_database_error().and_then(|db| db.code()).as_deref() {
-            Some("55006") => Error::new(ErrorKind::Conflict, "the tenant is being erased").with_source(error),
-            _ => from_sqlx(error),
-        })?;
+        .map_err(from_tenant_row)?;
     let Some(version) = row.try_get::<Option<i64>, _>("version").map_err(from_sqlx)? else {
         return Err(Error::new(ErrorKind::VersionMismatch, "the settings have changed since they were read: read them again"));
     };

@@ -32,6 +32,14 @@ pub fn from_sqlx(error: sqlx::Error) -> Error {
     Error::new(kind, message).with_source(error)
 }
 
+/// [`from_sqlx`], for a statement that writes a tenant's catalog row.
+pub(crate) fn from_tenant_row(error: sqlx::Error) -> Error {
+    if error.as_database_error().is_some_and(|db| db.code().as_deref() == Some("55006")) {
+        return Error::new(ErrorKind::Conflict, "the tenant is being erased").with_source(error);
+    }
+    from_sqlx(error)
+}
+
 /// From SQLSTATE to kind and words.
 fn classify(sqlstate: Option<&str>) -> (ErrorKind, &'static str) {
     match sqlstate.unwrap_or_default() {

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod config;
 pub mod domains;
 pub mod erase;
+pub mod flags;
 pub mod isolation;
 pub mod jobs;
 pub mod operations;

@@ -215,6 +215,14 @@ impl Actor for Member {
     }
 }
 
+/// A small picture, of this shade.
+pub fn png(shade: u8) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let image = image::RgbaImage::from_pixel(4, 3, image::Rgba([shade, 1, 2, 255]));
+    image.write_to(&mut bytes, image::ImageFormat::Png).expect("a picture");
+    bytes.into_inner()
+}
+
 /// Seconds since 1970.
 pub fn now() -> i64 {
     use tenancy_core::Clock as _;

@@ -147,7 +147,7 @@ impl TestApp {
     /// What does not balance:
     /// - a session of the application's role that stays inside a transaction;
     /// - a row of a tenant that does not exist;
-    /// - an attachment without its object or with another size, an object without its attachment, a file where none should be;
+    /// - an attachment or a logo without its object or with another size, an object that neither names, a file where none should be;
     /// - members who are not as many as the seats that are counted;
     /// - a version of a tenant without its audit event, also one that the server has confirmed to an operator.
     ///
@@ -191,6 +191,9 @@ impl TestApp {
             .iter()
             .map(|row| (format!("tenants/{}/attachments/{}", row.get::<&str, _>(0), row.get::<&str, _>(1)), row.get(2)))
             .collect();
+        let logos = "select id::text, branding->'logo'->>'object', (branding->'logo'->>'size')::bigint from tenancy.tenants where branding ? 'logo'";
+        let logos = sqlx::query(logos).fetch_all(&mut eye).await.expect("logos");
+        named.extend(logos.iter().map(|row| (format!("tenants/{}/branding/{}", row.get::<&str, _>(0), row.get::<&str, _>(1)), row.get(2))));
         let objects = self.config.data_dir.join("objects");
         for file in self.kept_files() {
             let Ok(key) = Path::new(&file).strip_prefix(&objects) else {
@@ -206,7 +209,8 @@ impl TestApp {
         wrong.extend(named.into_keys().map(|object| format!("the object {object} of an attachment is missing")));
 
         let uncounted = "select coalesce(a.tenant_id, g.tenant_id)::text || ': ' || coalesce(a.bytes, 0) || ' bytes are kept, ' || coalesce(g.used, 0) || ' counted, ' || coalesce(g.reserved, 0) || ' reserved'
-               from (select tenant_id, sum(size)::bigint as bytes from attachments group by 1) a
+               from (select tenant_id, sum(size)::bigint as bytes from (select tenant_id, size from attachments
+                       union all select id, (branding->'logo'->>'size')::bigint from tenancy.tenants where branding ? 'logo') kept group by 1) a
                full join (select * from tenancy.quota_gauges where metric = 'storage') g on g.tenant_id = a.tenant_id
               where coalesce(a.bytes, 0) <> coalesce(g.used, 0) or coalesce(g.reserved, 0) <> 0";
         wrong.extend(sqlx::query_scalar::<_, String>(uncounted).fetch_all(&mut eye).await.expect("storage"));

@@ -6,9 +6,11 @@ use harness::Kit;
 use serde_json::json;
 use sqlx::Executor as _;
 use tenancy_core::config::{Config, Layer, Setting, Settings, Source};
+use tenancy_core::flags::{FlagDefinition, Reason, digest};
 use tenancy_core::{Actor, ErrorKind, TenantCatalog as _, TenantChange, TenantContext};
 use tenancy_sqlx::TenantDb;
 use tenancy_sqlx::config::{Configs, TenantSettings};
+use tenancy_sqlx::flags::Flags;
 
 fn size() -> Setting<u32> {
     Setting::new("page.size", 50u32).within(1..=200)
@@ -200,4 +202,33 @@ async fn another_node_knows_within_a_second() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+#[tokio::test]
+async fn flags_are_evaluated_without_a_query_and_their_cohorts_can_not_be_listed() {
+    let kit = Kit::new().await;
+    let (flags, theirs) = (Flags::new(&kit.db), kit.globex.tenant_id());
+    let mut tx = kit.db.dangerous().begin_system("a test").await.expect("system");
+    let mut definition = FlagDefinition::off();
+    definition.tenants = vec![kit.acme.tenant_id(), theirs];
+    tx.define_flag("beta", &definition).await.expect("defined");
+    tx.commit().await.expect("commit");
+    kit.db.catalog().refresh().await.expect("refresh");
+    // What SQL and Rust make of a tenant's id is the same.
+    let found = flags.evaluate(&kit.acme, "beta").await.expect("flags").expect("defined");
+    assert_eq!((found.is_on(), found.reason), (true, Reason::Cohort));
+    assert_eq!(flags.evaluate(&kit.acme, "gamma").await.expect("flags"), None);
+    let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
+    let told: String = sqlx::query_scalar("select flags::text from tenancy.platform_settings()").fetch_one(&mut tx).await.expect("flags");
+    assert!(!told.contains(&theirs.to_string()) && told.contains(&digest("beta", theirs)), "{told}");
+    drop(tx);
+    // From here on a query would fail: what is known must be enough.
+    let mut eye = kit.superuser().await;
+    eye.execute("revoke execute on function tenancy.platform_settings() from tenancy_app").await.expect("revoked");
+    for _ in 0..100 {
+        assert!(flags.evaluate(&kit.acme, "beta").await.expect("known").expect("defined").is_on());
+    }
+    // The control: a change makes the node ask.
+    eye.execute("update tenancy.flag_definitions set killed = true").await.expect("changed");
+    assert!(kit.db.catalog().refresh().await.is_err());
 }

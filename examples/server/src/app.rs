@@ -12,6 +12,7 @@ use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, 
 use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::export::{Export, Exports};
+use tenancy_sqlx::flags::Flags;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::provision::Provision;
@@ -61,6 +62,7 @@ pub(crate) struct App {
     pub(crate) catalog: PgCatalog,
     pub(crate) meter: Meter,
     pub(crate) configs: Configs,
+    pub(crate) flags: Flags,
     pub(crate) objects: TenantObjects,
     pub(crate) exports: Exports,
     pub(crate) operator_token: OperatorToken,
@@ -185,6 +187,7 @@ impl Running {
             catalog: db.catalog(),
             meter: Meter::start(&db, MeterOptions::default()).await?,
             configs: settings::configs(&db)?,
+            flags: Flags::new(&db),
             db,
             objects,
             exports,

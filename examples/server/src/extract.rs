@@ -58,7 +58,11 @@ pub(crate) async fn json_bytes(request: Request, app: &App) -> Result<Vec<u8>, R
 
 /// The bytes of a body, whatever it is.
 pub(crate) async fn body_bytes(request: Request, app: &App) -> Result<Vec<u8>> {
-    let limit = app.max_body;
+    bytes_up_to(request, app.max_body).await
+}
+
+/// The bytes of a body of at most `limit` bytes, whatever it is.
+pub(crate) async fn bytes_up_to(request: Request, limit: usize) -> Result<Vec<u8>> {
     let too_large = || Error::new(ErrorKind::TooLarge, format!("the body must have at most {limit} bytes"));
     if content_length(request.headers()).is_some_and(|length| length > limit as u64) {
         return Err(too_large());

@@ -3,7 +3,7 @@
 //! | who | signs in with | may reach |
 //! |---|---|---|
 //! | an operator | the operator token | `/api/v1/tenants`: who the tenants are |
-//! | a member of a tenant | a signed token (JWT) that names the tenant, a session or an API token | `/api/v1/tenant`, `members`, `projects`, `documents`, attachments: that tenant's own |
+//! | a member of a tenant | a signed token (JWT) that names the tenant, a session or an API token | the rest of `/api/v1`: that tenant's own |
 //! | anybody | nothing | `/healthz`, `/readyz`, `/openapi.json` |
 //!
 //! [`Running::start`] is the server without its command line. Of its modules, `routes` has one file for each noun of the API, and
@@ -26,6 +26,7 @@ mod edge;
 mod extract;
 mod idempotency;
 mod impersonation;
+mod logo;
 mod mailer;
 mod metrics;
 mod operator;

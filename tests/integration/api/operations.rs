@@ -6,7 +6,7 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use harness::actors::{Actor, Ask, OPERATOR_TOKEN, exchange};
+use harness::actors::{Actor, Ask, OPERATOR_TOKEN, exchange, png};
 use harness::app::{Folder, TestApp};
 use harness::program::{command, run};
 use serde_json::{Value, json};
@@ -116,13 +116,19 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     let target =
         if target.contains("{session}") { target.replace("{session}", &app.db_session(&owner.tenant, &member).await) } else { target };
     let target = if target.contains("{api_token}") { target.replace("{api_token}", &owner.api_token(&member).await.0) } else { target };
-    let target = target.replace("{plan}", "standard");
     let target = if target.contains("{file}") { export(app, &owner.tenant, &target).await } else { target };
     let target =
         if target.contains("{operation}") { target.replace("{operation}", &failed_operation(app, &owner.tenant).await) } else { target };
     let target = if target.contains("{domain}") { target.replace("{domain}", &owner.domain("shop.example.com").await) } else { target };
     let target =
         if target.contains("{webhook}") { target.replace("{webhook}", &owner.webhook("https://hooks.example.com").await) } else { target };
+    let target = target.replace("{plan}", "standard").replace("{flag}", "beta");
+    if target.ends_with("/flags/beta") {
+        app.operator().put(&target, "").json(&json!({ "kind": "bool", "default": false, "on": true })).await.expect(200);
+    }
+    if target.ends_with("/logo") {
+        owner.put(&target, png(0)).await.expect(200);
+    }
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     let target = if target.contains("{operator}") {
         target.replace("{operator}", &app.operator().add(&format!("o{n}"), "viewer").await.1)

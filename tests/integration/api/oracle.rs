@@ -233,7 +233,9 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (Some("integer"), "ttl_minutes") => json!(9),
             (Some("boolean"), _) => json!(false),
             (Some("string"), _) => json!("standard"),
-            (Some("integer"), "version") => json!(0),
+            (Some("integer"), _) => json!(0),
+            (Some("array"), _) => json!([]),
+            (None, _) if schema["type"].is_array() => json!(null),
             _ => panic!("teach me how to make a {name} of {schema}"),
         };
         (name.clone(), value)
@@ -494,6 +496,9 @@ async fn control_any_difference_of_two_answers_is_told() {
     drop(app);
 }
 
+/// A list whose cursors are numbers of one's own versions: they name nothing that another could have.
+const NUMBERED: &str = "/api/v1/config/history";
+
 /// A cursor is a place in a list, and the things at that place are one's own or none.
 #[tokio::test]
 async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
@@ -502,8 +507,10 @@ async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
     acme.document(&before[&Whose::Own].project, "the second").await;
     let after = world(&app, &acme, &globex).await;
     let mut compared = 0;
-    for operation in
-        served(&app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()))
+    for operation in served(&app)
+        .await
+        .iter()
+        .filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()) && operation.path != NUMBERED)
     {
         let given: Vec<&str> = operation.parameters.iter().map(|parameter| before[&Whose::Own].named(parameter)).collect();
         let target = operation.target(&given);
@@ -552,8 +559,9 @@ async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String>
             reply
         };
         let (used, fresh) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
-        ask(globex, &foreign, &used).await.expect(201);
-        let (used, fresh) = (ask(acme, &own, &used).await, ask(acme, &own, &fresh).await.expect(201));
+        let done = |reply: Reply| if (200..=201).contains(&reply.status) { reply } else { panic!("{}: {reply:?}", operation.called()) };
+        done(ask(globex, &foreign, &used).await);
+        let (used, fresh) = (ask(acme, &own, &used).await, done(ask(acme, &own, &fresh).await));
         // What is new each time.
         let made = |reply: &Reply| {
             let json = reply.json();
@@ -574,7 +582,7 @@ async fn another_tenants_key_is_a_fresh_key() {
     // The control: a key of the table without the tenant is an oracle.
     let without = "truncate idempotency_keys; create unique index on idempotency_keys (key)";
     app.db_eye().await.execute(without).await.expect("a key without the tenant");
-    assert_eq!(keys_told(&app, &acme, &globex).await.len(), 5, "the detector is blind");
+    assert!(keys_told(&app, &acme, &globex).await.len() >= 5, "the detector is blind");
 }
 
 /// Tenants as a tenant's token sees them through the operators' routes and through hints: all alike, whoever and whatever they are.
@@ -609,7 +617,10 @@ async fn other_tenants_are_tenants_that_never_were() {
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
             operation.parameters.iter().all(|parameter| {
-                matches!(parameter.as_str(), "tenant" | "message" | "operation" | "file" | "operator" | "impersonation")
+                matches!(
+                    parameter.as_str(),
+                    "tenant" | "message" | "operation" | "file" | "operator" | "impersonation" | "plan" | "flag"
+                )
             }),
             "{}: teach me what it names",
             operation.called()

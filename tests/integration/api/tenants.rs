@@ -298,7 +298,7 @@ async fn every_bound_of_a_tenant_is_kept() {
     let app = TestApp::start().await;
     let operator = app.operator();
     operator.create("acme").await;
-    let big = |bytes: usize| json!({ "logo": "x".repeat(bytes - br#"{"logo":""}"#.len()) });
+    let big = |bytes: usize| json!({ "text": "x".repeat(bytes - br#"{"text":""}"#.len()) });
     let before = app.db_everything().await;
     let bad = [
         ("name", json!("")),

@@ -16,18 +16,31 @@ use super::config::commit_own;
 use crate::app::App;
 use crate::extract::{Caller, Json, NoQuery, Query};
 use crate::idempotency::Answer;
+use crate::logo::Logo;
 use crate::precondition::{Preconditions, etag};
 
 /// What is told of the branding.
 #[derive(Debug, Serialize)]
-struct Shown {
+pub(super) struct Shown {
     #[serde(flatten)]
     branding: Branding,
+    logo: Option<ShownLogo>,
+}
+
+/// Where the logo is, and how large.
+#[derive(Debug, Serialize)]
+struct ShownLogo {
+    url: &'static str,
+    sha256: String,
+    width: u32,
+    height: u32,
 }
 
 impl Shown {
-    fn of(object: &Map<String, Value>) -> Self {
-        Self { branding: Branding::read(object) }
+    pub(super) fn of(object: &Map<String, Value>) -> Self {
+        let logo =
+            Logo::read(object).map(|Logo { sha256, width, height, .. }| ShownLogo { url: "/api/v1/branding/logo", sha256, width, height });
+        Self { branding: Branding::read(object), logo }
     }
 }
 

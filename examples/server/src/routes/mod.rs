@@ -29,7 +29,9 @@ mod domains;
 mod doors;
 mod impersonations;
 mod invites;
+mod flags;
 mod lifecycle;
+mod logo;
 mod mailbox;
 mod members;
 mod metrics;
@@ -117,6 +119,10 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/impersonate", impersonations::start).open_to(Support),
         route(Method::GET, "/api/v1/tenants/{tenant}/impersonations", impersonations::list).open_to(Support),
         route(Method::DELETE, "/api/v1/tenants/{tenant}/impersonations/{impersonation}", impersonations::end).open_to(Support),
+        route(Method::GET, "/api/v1/flag-definitions", flags::list).open_to(Viewer),
+        route(Method::GET, "/api/v1/flags/{flag}", flags::show).open_to(Viewer),
+        route(Method::PUT, "/api/v1/flags/{flag}", flags::put),
+        route(Method::DELETE, "/api/v1/flags/{flag}", flags::remove),
     ]
 }
 
@@ -180,12 +186,15 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/webhooks/{webhook}/rotate", webhooks::rotate),
         route(Method::POST, "/api/v1/webhooks/{webhook}/test", webhooks::test),
         route(Method::GET, "/api/v1/webhooks/{webhook}/deliveries", webhooks::deliveries),
+        route(Method::PUT, "/api/v1/branding/logo", logo::upload),
+        route(Method::DELETE, "/api/v1/branding/logo", logo::delete),
+        route(Method::GET, "/api/v1/flags", flags::own),
     ]
 }
 
 /// For whoever has a token of a tenant, and for visitors of its host: what a sign-in page shows.
 fn visitor_routes() -> Vec<Route> {
-    vec![route(Method::GET, "/api/v1/branding", branding::show)]
+    vec![route(Method::GET, "/api/v1/branding", branding::show), route(Method::GET, "/api/v1/branding/logo", logo::show)]
 }
 
 /// The whole API; the operators' part only where it `has_admin` credentials to work with.
