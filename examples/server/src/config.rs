@@ -77,6 +77,9 @@ pub struct Config {
     /// The secret that signs certificates of erasure, at least 32 bytes: the same one on every node. Absent: one in the data folder
     #[arg(long, env = "TENANCY_CERTIFICATE_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
     pub certificate_key: Option<Secret>,
+    /// How many tenants are made ahead, so that one that is created with `"provision": true` is active at once
+    #[arg(long, env = "TENANCY_WARM_TENANTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), global = true)]
+    pub warm_tenants: u32,
 }
 
 impl Default for Config {
