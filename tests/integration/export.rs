@@ -131,7 +131,32 @@ async fn an_export_has_all_of_one_tenant_and_nothing_of_another() {
     }
 }
 
-/// A store whose first file comes late: rows that are written meanwhile are not in the snapshot.
+/// A row that is committed while the export waits for its table comes too late for it.
+#[tokio::test]
+async fn all_rows_are_of_one_moment() {
+    let world = World::new().await;
+    fill(&world, &world.kit.acme, "acme's").await;
+    let queued = world.request(world.kit.acme.tenant_id()).await.expect("queued");
+    let mut eye = world.kit.superuser().await;
+    eye.execute("begin; lock table notes in access exclusive mode").await.expect("locked");
+    let worker = world.worker();
+    let work = tokio::spawn(async move { worker.run_next().await });
+    let waiting = "select count(*) from pg_locks where not granted and relation = 'notes'::regclass";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut eye).await.expect("locks") == 0 {
+        assert!(!work.is_finished(), "it did not wait");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let late = sqlx::query("insert into notes (tenant_id, body) values ($1, 'late')").bind(world.kit.acme.tenant_id().as_uuid());
+    late.execute(&mut eye).await.expect("inserted");
+    eye.execute("commit").await.expect("commit");
+    work.await.expect("no panic").expect("it runs");
+    let done = world.operation(queued.id).await;
+    assert_eq!(done.state, "done", "{:?}", done.error);
+    let all = world.all(world.kit.acme.tenant_id()).await;
+    assert!(all.contains("acme's note 2") && !all.contains("late"));
+    assert_eq!(world.kit.notes(&world.kit.acme).await.len(), 4, "control: it is there");
+}
+
 #[tokio::test]
 async fn an_export_that_was_stopped_is_made_anew_and_leaves_no_other_files() {
     let world = World::new().await;

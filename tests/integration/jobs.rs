@@ -100,10 +100,10 @@ async fn a_job_runs_as_its_own_tenant_also_when_it_is_tried_again() {
     let worker = worker(&kit, Jobs::new(&kit.db).with("note", notes.clone()), 5).await;
     wait_for(&mut eye, "sent_at is not null", 2).await;
     worker.shutdown().await;
-    for (cx, own) in [(&kit.acme, "acme's"), (&kit.globex, "globex's")] {
+    for (cx, own, kept) in [(&kit.acme, "acme's", ["acme's", "by a job"]), (&kit.globex, "globex's", ["by a job", "globex's"])] {
         let run = |attempt| Run { tenant: cx.tenant_id(), request: cx.request_id(), attempt, notes: vec![own.to_owned()] };
         assert_eq!(notes.runs(cx), [run(1), run(2), run(3)], "no try sees what another tenant has, or what failed");
-        assert_eq!(kit.notes(cx).await, ["by a job", own], "what it wrote is kept once");
+        assert_eq!(kit.notes(cx).await, kept, "what it wrote is kept once");
     }
 }
 

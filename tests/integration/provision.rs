@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::quota::{Metric, Plan, Plans, Quota};
 use tenancy_core::{
-    Actor, Error, ErrorKind, NewTenant, Principal, Result, Tenant, TenantCatalog as _, TenantChange, TenantContext, TenantId, TenantStatus,
+    Actor, Clock as _, Error, ErrorKind, NewTenant, Principal, Result, SystemClock, Tenant, TenantCatalog as _, TenantChange,
+    TenantContext, TenantId, TenantStatus,
 };
 use tenancy_sqlx::erase::{CertificateKey, Erase};
 use tenancy_sqlx::operations::{Operation, Operations};
-use tenancy_sqlx::provision::{Provision, ProvisionHook, ProvisionStep, Provisioning};
+use tenancy_sqlx::provision::{Provision, ProvisionHook, ProvisionStep, Provisioning, WarmPool};
 use tenancy_sqlx::{SystemTx, TenantTx, from_sqlx};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -358,4 +359,54 @@ async fn a_tenant_can_not_finish_steps_of_another() {
     tx.commit().await.expect("commit");
     finish(&kit, queued.id, provision(&kit)).await;
     assert_eq!(kit.notes(&context(&kit, tenant).await.expect("active")).await.len(), 2);
+}
+
+fn named(slug: &str) -> NewTenant {
+    NewTenant::new(slug.parse().expect("a slug"), slug)
+}
+
+#[tokio::test]
+async fn tenants_that_are_made_ahead_serve_nobody_until_each_is_taken_once() {
+    let kit = Kit::new().await;
+    let pool = WarmPool::new(&kit.db, plans(), 2);
+    let filled = join_all([pool.fill(), pool.fill(), pool.fill()]).await;
+    let added: u32 = filled.into_iter().map(|added| added.expect("filled")).sum();
+    assert_eq!((added, pool.fill().await.expect("full")), (2, 0));
+    let worker = worker(&kit, provision(&kit));
+    let system = async || kit.db.dangerous().begin_system("a test takes a tenant").await.expect("system");
+    let now = || SystemClock.now();
+    assert!(system().await.take_warm(named("early"), &plans(), now()).await.expect("asked").is_none(), "none is made yet");
+    while worker.run_next().await.expect("it runs").is_some() {}
+    let warm: Vec<TenantId> = {
+        let ids: Vec<Uuid> = sqlx::query_scalar("select id from tenancy.tenants where status = 'provisioning' and slug like 'warm-%'")
+            .fetch_all(&mut kit.superuser().await)
+            .await
+            .expect("ids");
+        ids.into_iter().map(|id| TenantId::from_uuid(id).expect("an id")).collect()
+    };
+    assert_eq!(warm.len(), 2);
+    for tenant in &warm {
+        refused(&kit, *tenant).await;
+    }
+
+    let (mut one, mut two, mut three) = (system().await, system().await, system().await);
+    let taken = one.take_warm(named("newco"), &plans(), now()).await.expect("taken").expect("one is there");
+    assert_eq!((taken.slug.as_str(), taken.status), ("newco", TenantStatus::Active));
+    let other = two.take_warm(named("otherco"), &plans(), now()).await.expect("taken").expect("another one is there");
+    assert_ne!(taken.id, other.id);
+    assert!(three.take_warm(named("lateco"), &plans(), now()).await.expect("asked").is_none(), "and no third one");
+    two.rollback().await.expect("given back");
+    let clash = three.take_warm(named("acme"), &plans(), now()).await.expect_err("acme has its slug");
+    assert_eq!(clash.kind(), ErrorKind::Conflict);
+    three.rollback().await.expect("given back");
+    one.commit().await.expect("commit");
+    let cx = context(&kit, taken.id).await.expect("active at once");
+    assert_eq!(kit.notes(&cx).await.len(), 2);
+    refused(&kit, other.id).await;
+
+    assert_eq!(pool.fill().await.expect("filled"), 1, "what was taken is made anew");
+    // What can't be made keeps its place.
+    let failing = Operations::new(&kit.db).with(Provision::KIND, Provision::new(&kit.db, plans()).with_hook(Failing));
+    failing.run_next().await.expect("it runs");
+    assert_eq!(pool.fill().await.expect("full"), 0);
 }

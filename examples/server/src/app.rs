@@ -15,7 +15,7 @@ use tenancy_sqlx::export::{Export, Exports};
 use tenancy_sqlx::flags::Flags;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
-use tenancy_sqlx::provision::Provision;
+use tenancy_sqlx::provision::{Provision, WarmPool};
 use tenancy_sqlx::quota::{Meter, MeterOptions};
 use tenancy_sqlx::{PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, ExtensionResolver, FirstOf, HostResolver};
@@ -209,6 +209,9 @@ impl Running {
         let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
         let mut work = JoinSet::new();
         if database.has_admin() {
+            if config.warm_tenants > 0 {
+                work.spawn(WarmPool::new(&app.db, plans().clone(), config.warm_tenants).run(WORK_INTERVAL));
+            }
             work.spawn(operations(&app.db, &app.objects, &app.exports, config)?.run(WORK_INTERVAL));
             work.spawn(domains::recheck(app.db.clone(), Arc::clone(&app.dns)));
         }

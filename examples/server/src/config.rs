@@ -90,6 +90,9 @@ pub struct Config {
     /// Whether webhooks may go to this machine, also by http: for development
     #[arg(long, env = "TENANCY_WEBHOOKS_LOOPBACK", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
     pub webhooks_loopback: bool,
+    /// How many tenants are made ahead, so that one that is created with `"provision": true` is active at once
+    #[arg(long, env = "TENANCY_WARM_TENANTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), global = true)]
+    pub warm_tenants: u32,
 }
 
 impl Default for Config {

@@ -39,7 +39,7 @@ impl Handler for Export {
             };
             let name = format!("{}-{}.ndjson", files.len(), plain(&table));
             let query = format!("select row_to_json(t)::text from {table} t where {column} = $1 {order}");
-            let mut file = self.exports.create(folder.clone().join(name.as_str())).await?;
+            let mut file = self.exports.create(folder.clone().join(name.as_str()));
             let mut count: u64 = 0;
             let mut stream = sqlx::query_scalar::<_, String>(AssertSqlSafe(query)).bind(tenant.as_uuid()).fetch(&mut tx);
             while let Some(mut row) = stream.try_next().await.map_err(from_sqlx)? {
@@ -66,7 +66,7 @@ impl Handler for Export {
             "not_read": not_read,
             "version": env!("CARGO_PKG_VERSION"),
         });
-        let mut file = self.exports.create(folder.join("manifest.json")).await?;
+        let mut file = self.exports.create(folder.join("manifest.json"));
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::new(ErrorKind::Internal, "can't be written").with_source(e))?;
         file.write(&text).await?;
         let written = file.close().await?;
@@ -83,7 +83,7 @@ impl Export {
     async fn objects(&self, tenant: TenantId, folder: &Path, progress: &Progress) -> Result<Value> {
         let Some(objects) = &self.objects else { return Ok(Value::Null) };
         let store = objects.dangerous_scope(tenant)?;
-        let mut list = self.exports.create(folder.clone().join("objects.ndjson")).await?;
+        let mut list = self.exports.create(folder.clone().join("objects.ndjson"));
         let (mut count, mut bytes): (u64, u64) = (0, 0);
         let mut listed = store.list(None);
         while let Some(meta) = listed.try_next().await.map_err(into_error)? {
@@ -96,7 +96,7 @@ impl Export {
                 Err(object_store::Error::NotFound { .. }) => continue, // deleted meanwhile
                 Err(error) => return Err(into_error(error)),
             };
-            let mut file = self.exports.create(at).await?;
+            let mut file = self.exports.create(at);
             while let Some(chunk) = content.try_next().await.map_err(into_error)? {
                 file.write(&chunk).await?;
             }

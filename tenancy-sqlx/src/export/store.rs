@@ -58,8 +58,8 @@ impl Exports {
         self.root.clone().join(operation.tenant_id.to_string()).join(operation.id.to_string())
     }
 
-    pub(super) async fn create(&self, at: Path) -> Result<File> {
-        Ok(File { store: Arc::clone(&self.store), at, upload: None, part: Vec::new(), hash: Sha256::new(), bytes: 0 })
+    pub(super) fn create(&self, at: Path) -> File {
+        File { store: Arc::clone(&self.store), at, upload: None, part: Vec::new(), hash: Sha256::new(), bytes: 0 }
     }
 
     /// Removes what earlier attempts left.

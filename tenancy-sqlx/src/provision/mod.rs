@@ -43,7 +43,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
+use sqlx::Row as _;
+use sqlx::types::Json;
 use tenancy_core::provision::Probe;
 use tenancy_core::quota::Plans;
 use tenancy_core::{Error, ErrorKind, Result, Tenant, TenantId, TenantStatus};
@@ -55,6 +57,9 @@ use crate::operations::Operation;
 use crate::tx::{SystemTx, TenantTx};
 
 mod run;
+mod warm;
+
+pub use warm::WarmPool;
 
 /// The kit's own steps, in their order; those of the host come before the last one. A new run does these again, and the host's not.
 const OWN: [&str; 4] = ["preflight", "quotas", "storage", "activate"];
@@ -182,7 +187,7 @@ impl fmt::Debug for Provision {
 
 impl SystemTx {
     /// Queues the provisioning of a tenant that is in the status `provisioning`. `input` is for the host's own steps. If an earlier run failed,
-    /// what its steps did is not done again.
+    /// what its steps did is not done again, and its input counts where this one is null.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) at `plan` for one that `plans` don't have;
@@ -199,14 +204,18 @@ impl SystemTx {
     ) -> Result<Operation> {
         let tenant = to_be_provisioned(self, tenant).await?;
         plans.plan(&tenant.plan)?;
-        let mut queued = self.queue_operation(tenant.id, Provision::KIND, input, request_id).await?;
-        let query = sqlx::query_scalar(
-            "update tenancy.operations o set steps = coalesce(
-               (select before.steps - $2::text[] from tenancy.operations before
-                 where before.tenant_id = o.tenant_id and before.kind = o.kind and before.id <> o.id order by before.created_at desc limit 1), '{}')
-              where o.id = $1 returning updated_at",
+        let earlier = sqlx::query(
+            "select input, steps - $2::text[] from tenancy.operations where tenant_id = $1 and kind = 'provision' order by created_at desc limit 1",
         );
-        queued.updated_at = query.bind(queued.id).bind(&OWN[..]).fetch_one(self).await.map_err(from_sqlx)?;
+        let earlier = earlier.bind(tenant.id.as_uuid()).bind(&OWN[..]).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
+        let (said, steps): (Value, Value) = match &earlier {
+            Some(row) => (row.try_get(0).map_err(from_sqlx)?, row.try_get(1).map_err(from_sqlx)?),
+            None => (Value::Null, json!({})),
+        };
+        let input = if input.is_null() { said } else { input };
+        let queued = self.queue_operation(tenant.id, Provision::KIND, input, request_id).await?;
+        let keep = sqlx::query("update tenancy.operations set steps = $2 where id = $1").bind(queued.id).bind(Json(steps));
+        keep.execute(self).await.map_err(from_sqlx)?;
         Ok(queued)
     }
 }

@@ -19,7 +19,7 @@ impl Handler for Provision {
         for step in &self.steps {
             self.step(step, tenant, operation, progress).await?;
         }
-        self.activate(tenant, progress).await
+        self.activate(tenant, operation, progress).await
     }
 }
 
@@ -112,17 +112,22 @@ impl Provision {
     }
 
     /// The end of the operation and the tenant's first moment are one.
-    async fn activate(&self, id: TenantId, progress: &Progress) -> Result<Value> {
+    async fn activate(&self, id: TenantId, operation: &Operation, progress: &Progress) -> Result<Value> {
         let mut tx = progress.begin().await?;
         let tenant = to_be_provisioned(&mut tx, id).await?;
         let mut steps: Vec<&str> = OWN[..2].to_vec();
         steps.extend(self.storage.is_some().then_some(OWN[2]));
         steps.extend(self.steps.iter().map(Step::name));
-        steps.push(OWN[3]);
+        let warm = operation.input["warm"] == true; // it waits to be taken
+        if !warm {
+            steps.push(OWN[3]);
+        }
         let result = json!({ "tenant_id": id, "slug": tenant.slug, "plan": tenant.plan, "steps": steps });
         progress.tell(&mut tx, "done", 0, None, "").await?;
         progress.done(&mut tx, &result).await?; // first: only then may the tenant become active
-        tx.update_tenant(id, TenantChange::status(TenantStatus::Active), None, self.db.inner().clock.now()).await?;
+        if !warm {
+            tx.update_tenant(id, TenantChange::status(TenantStatus::Active), None, self.db.inner().clock.now()).await?;
+        }
         tx.commit().await?;
         if let Err(error) = self.db.catalog().refresh().await {
             tracing::warn!(?error, "the catalog was not refreshed after a provisioning");

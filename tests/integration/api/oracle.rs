@@ -218,6 +218,7 @@ fn bodies(schema: &Value) -> Vec<Value> {
         assert!(schema["format"] != "uuid" && !name.ends_with("id"), "a body has {name}: teach me whose things it may name");
         let value = match (schema["type"].as_str(), name.as_str()) {
             (Some("object"), _) => json!({}),
+            (Some("boolean"), _) => json!(true),
             (Some("array"), "quotas") => json!([{ "metric": "users", "limit": 9 }]),
             (Some("string"), "slug") => json!("a-new-slug"),
             (Some("string"), "email") => json!("new@example.com"),

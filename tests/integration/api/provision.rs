@@ -1,5 +1,7 @@
 //! Provisioning through the API and the command line: nothing serves before everything is made.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use harness::actors::{Actor as _, Member};
 use harness::app::{Folder, TestApp};
@@ -75,4 +77,36 @@ async fn the_command_line_provisions() {
     assert!(provisioned.status.success() && out.contains("newco is active"), "{out} {err}");
     let (again, _, err) = verb(&["tenant", "provision", "newco"]);
     assert!(!again.status.success() && err.contains("can't be provisioned"), "{err}");
+}
+
+#[tokio::test]
+async fn a_tenant_that_was_made_ahead_is_taken_in_the_request() {
+    let app = TestApp::with(|config| config.warm_tenants = 1).await;
+    let done = "select count(*) from tenancy.operations where kind = 'provision' and state = 'done'";
+    let mut eye = app.db_eye().await;
+    while sqlx::query_scalar::<_, i64>(done).fetch_one(&mut eye).await.expect("operations") == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let body = json!({ "slug": "newco", "name": "New Co", "plan": "free", "provision": true });
+    let made = app.operator().post("/api/v1/tenants", &body).with("idempotency-key", "once").await.expect(201);
+    assert_eq!([made.text("slug"), made.text("name"), made.text("plan"), made.text("status")], ["newco", "New Co", "free", "active"]);
+    let again = app.operator().post("/api/v1/tenants", &body).with("idempotency-key", "once").await.expect(201);
+    assert_eq!(again.text("id"), made.text("id"));
+    let newco = app.tenant("somebody").await.of(&made.text("id"));
+    assert_eq!(newco.get("/api/v1/projects").await.expect(200).json()["items"][0]["name"], "Welcome");
+    let mut both = body.clone();
+    both["status"] = json!("active");
+    app.operator().post("/api/v1/tenants", &both).await.invalid("status");
+}
+
+#[tokio::test]
+async fn without_one_that_was_made_ahead_it_is_made_now() {
+    let app = TestApp::start().await;
+    let made = app.operator().post("/api/v1/tenants", &json!({ "slug": "newco", "name": "x", "provision": true })).await.expect(201);
+    assert_eq!(made.text("status"), "provisioning");
+    let newco = app.tenant("somebody").await.of(&made.text("id"));
+    while newco.get("/api/v1/projects").await.status != 200 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(newco.get("/api/v1/projects").await.expect(200).json()["items"][0]["name"], "Welcome");
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::ETAG;
 use axum::response::{IntoResponse as _, Response};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tenancy_core::{
@@ -13,8 +15,10 @@ use tenancy_core::{
 };
 use tenancy_sqlx::{SystemTx, from_sqlx};
 use tenancy_tower::axum::Problem;
+use uuid::Uuid;
 
 use crate::app::{App, uncancelled};
+use crate::edge::RequestId;
 use crate::extract::{Json, NoQuery, Path, Query, present};
 use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
 use crate::operator::By;
@@ -59,17 +63,22 @@ pub(super) struct Creation {
     flags: Map<String, Value>,
     #[serde(default, deserialize_with = "present")]
     status: Option<String>,
+    #[serde(default)]
+    provision: bool,
 }
 
-/// The tenant is active at once, or waits to be provisioned.
+/// The tenant is active at once, or waits to be provisioned, or is: with one that was made ahead, at once.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     by: By,
     Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
     Submitted { body, once }: Submitted<Creation>,
 ) -> Result<Answer, Problem> {
     let new = NewTenant::new(body.slug.parse()?, body.name);
     let mut new = match body.status.as_deref() {
+        None if body.provision => new,
+        Some(_) if body.provision => return Err(Error::invalid("status", "must be absent where `provision` is true").into()),
         None | Some("active") => new.active(),
         Some("provisioning") => new,
         Some(_) => return Err(Error::invalid("status", "must be active or provisioning").into()),
@@ -83,14 +92,25 @@ pub(super) async fn create(
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
     }
-    let tenant = tx.create_tenant(new, now).await?;
-    if tenant.status == TenantStatus::Active {
-        entitle(&mut tx, tenant.id, &tenant.plan).await?;
-    }
+    let warm = if body.provision { tx.take_warm(new.clone(), plans(), now).await? } else { None };
+    let tenant = match warm {
+        Some(tenant) => tenant,
+        None => made(&mut tx, new, body.provision, request_id, now).await?,
+    };
     let answer = Answer::created(&tenant, etag(tenant.version), format!("/api/v1/tenants/{}", tenant.id))?;
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
     commit(&app, tx).await?;
     Ok(answer)
+}
+
+async fn made(tx: &mut SystemTx, new: NewTenant, provision: bool, request_id: Uuid, now: DateTime<Utc>) -> Result<Tenant> {
+    let tenant = tx.create_tenant(new, now).await?;
+    if tenant.status == TenantStatus::Active {
+        entitle(tx, tenant.id, &tenant.plan).await?;
+    } else if provision {
+        tx.request_provisioning(tenant.id, plans(), Value::Null, Some(request_id)).await?;
+    }
+    Ok(tenant)
 }
 
 pub(super) async fn show(
