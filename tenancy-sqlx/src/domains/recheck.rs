@@ -44,7 +44,7 @@ impl Rechecker {
         self
     }
 
-    /// Looks at up to a hundred domains that are due. Returns how many.
+    /// Looks at up to fifty domains that are due. Returns how many.
     ///
     /// # Errors
     /// [`Misconfigured`](tenancy_core::ErrorKind::Misconfigured) without administrative credentials,
@@ -59,7 +59,7 @@ impl Rechecker {
               where (d.tenant_id, d.domain) in (
                 select x.tenant_id, x.domain from tenancy.domains x join tenancy.tenants t on t.id = x.tenant_id
                  where x.state = 'verified' and x.due_at <= clock_timestamp() and t.status in ('active', 'suspended')
-                 order by x.due_at limit 100 for update of x skip locked)
+                 order by x.due_at limit 50 for update of x skip locked)
              returning d.*",
         )
         .bind(LEASE.as_secs_f64())

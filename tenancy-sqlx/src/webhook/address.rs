@@ -58,7 +58,7 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
     let [a, b, c, _] = ip.octets();
     !matches!(
         (a, b, c),
-        (0 | 10 | 127, ..)                   // this network, private, loopback
+        (0 | 10 | 127 | 224..=255, ..)       // this network, private, loopback; multicast, reserved, broadcast
             | (100, 64..=127, _)             // carriers'
             | (169, 254, _)                  // link-local: clouds' metadata
             | (172, 16..=31, _)
@@ -68,7 +68,6 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
             | (198, 18 | 19, _)
             | (198, 51, 100)
             | (203, 0, 113)
-            | (224..=255, ..) // multicast, reserved, broadcast
     )
 }
 
@@ -158,7 +157,7 @@ mod tests {
         }
         // For development this machine, and nothing else.
         let here = |ip: &&str| is_permitted(ip.parse().expect("an address"), true);
-        assert_eq!(inside.into_iter().filter(|ip| here(&ip)).collect::<Vec<_>>(), ["127.0.0.1", "127.255.255.255", "::1"]);
+        assert_eq!(inside.into_iter().filter(|ip| here(ip)).collect::<Vec<_>>(), ["127.0.0.1", "127.255.255.255", "::1"]);
     }
 
     #[test]
