@@ -17,6 +17,7 @@ use super::tenants::{begin, commit};
 use crate::app::App;
 use crate::extract::{Caller, Json, NoQuery, Path, Query};
 use crate::idempotency::Answer;
+use crate::operator::By;
 use crate::page::Page;
 use crate::plans::plans;
 use crate::precondition::{Preconditions, etag, mismatch};
@@ -36,18 +37,23 @@ pub(super) async fn own(
     Ok(axum::Json(Evaluated { flags: app.flags.all(&cx).await? }))
 }
 
-pub(super) async fn list(State(app): State<Arc<App>>, Query(NoQuery {}): Query<NoQuery>) -> Result<axum::Json<Page<DefinedFlag>>, Problem> {
-    let items = begin(&app, "list flags").await?.flags().await?;
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    by: By,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<axum::Json<Page<DefinedFlag>>, Problem> {
+    let items = begin(&app, &by, "list flags").await?.flags().await?;
     Ok(axum::Json(Page { items, next_cursor: None }))
 }
 
 pub(super) async fn show(
     State(app): State<Arc<App>>,
+    by: By,
     Path(flag): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
 ) -> Result<Response, Problem> {
-    let found = begin(&app, "read a flag").await?.flag(&flag).await?.ok_or_else(Error::not_found)?;
+    let found = begin(&app, &by, "read a flag").await?.flag(&flag).await?.ok_or_else(Error::not_found)?;
     let tag = etag(found.version);
     if preconditions.not_modified(&tag) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
@@ -57,6 +63,7 @@ pub(super) async fn show(
 
 pub(super) async fn put(
     State(app): State<Arc<App>>,
+    by: By,
     Path(flag): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
@@ -65,7 +72,7 @@ pub(super) async fn put(
     for (at, plan) in body.plans.iter().enumerate() {
         plans().plan(plan).map_err(|error| Error::invalid(format!("plans[{at}]"), error.message().to_owned()))?;
     }
-    let mut tx = begin(&app, "define a flag").await?;
+    let mut tx = begin(&app, &by, "define a flag").await?;
     let current = tx.lock_flag(&flag).await?.map(|flag| etag(flag.version));
     if !preconditions.permit(current.as_deref()) {
         return Err(mismatch().into());
@@ -77,11 +84,12 @@ pub(super) async fn put(
 
 pub(super) async fn remove(
     State(app): State<Arc<App>>,
+    by: By,
     Path(flag): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     preconditions: Preconditions,
 ) -> Result<StatusCode, Problem> {
-    let mut tx = begin(&app, "remove a flag").await?;
+    let mut tx = begin(&app, &by, "remove a flag").await?;
     let current = tx.lock_flag(&flag).await?.ok_or_else(Error::not_found)?;
     if !preconditions.permit(Some(&etag(current.version))) {
         return Err(mismatch().into());
