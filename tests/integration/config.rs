@@ -139,7 +139,7 @@ async fn at_once_changes_are_one_after_another() {
     assert_eq!(distinct, (1..=8).collect());
     // On the condition of a version, one of many wins.
     let all = (11..=18u32).map(|n| set(&kit.db, &kit.acme, json!({ "page.size": n }), Some(8)));
-    let won = futures_util::future::join_all(all).await.into_iter().filter(|done| done.is_ok()).count();
+    let won = futures_util::future::join_all(all).await.into_iter().filter(Result::is_ok).count();
     assert_eq!(won, 1);
 }
 

@@ -369,7 +369,8 @@ async fn logos_put_at_once_leave_one_and_every_node_shows_it() {
 
 fn defined(change: Value) -> Value {
     let mut flag = json!({ "kind": "bool", "default": false, "on": true });
-    flag.as_object_mut().expect("an object").extend(change.as_object().cloned().expect("an object"));
+    let Value::Object(change) = change else { panic!("an object") };
+    flag.as_object_mut().expect("an object").extend(change);
     flag
 }
 
