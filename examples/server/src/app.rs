@@ -38,6 +38,8 @@ use crate::routes;
 use crate::settings;
 use crate::welcome::Welcome;
 
+/// The page where an invitation is accepted.
+pub(crate) const WELCOME: &str = "/welcome/";
 /// How long requests in flight may take to finish when the server stops.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -98,13 +100,22 @@ impl App {
 
     /// What links to `page` begin with, for a tenant's people.
     pub(crate) fn link(&self, tenant: &TenantSlug, page: &str) -> Result<LinkBase> {
-        LinkBase::new(format!("{}{page}", self.public_url.replace("{tenant}", tenant.as_str())))
+        link(&self.public_url, tenant, page)
     }
 
     /// Whether requests should go to another node.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
+}
+
+fn link(public_url: &str, tenant: &TenantSlug, page: &str) -> Result<LinkBase> {
+    LinkBase::new(format!("{}{page}", public_url.trim_end_matches('/').replace("{tenant}", tenant.as_str())))
+}
+
+/// What links to accept an invitation begin with, where the server is at `public_url`.
+pub(crate) fn welcome(public_url: &str, tenant: &TenantSlug) -> Result<LinkBase> {
+    link(public_url, tenant, WELCOME)
 }
 
 /// Runs `work` to its end, also when the client goes away meanwhile.

@@ -10,6 +10,7 @@ mod impersonation;
 mod isolation;
 mod lifecycle;
 mod members;
+mod onboarding;
 mod operations;
 mod operators;
 mod oracle;

@@ -176,14 +176,14 @@ async fn the_openapi_document_is_the_api() {
 }
 
 /// A serving process, killed with this value.
-struct Serving {
+pub(super) struct Serving {
     child: Child,
     address: std::net::SocketAddr,
     said: Vec<String>,
 }
 
 impl Serving {
-    fn start(command: Command) -> Self {
+    pub(super) fn start(command: Command) -> Self {
         Self::with_log(command, Stdio::null())
     }
 
@@ -200,19 +200,21 @@ impl Serving {
         panic!("it does not serve: {said:?}, {:?}", child.wait());
     }
 
-    async fn get(&self, path: &str, token: &str) -> harness::actors::Reply {
-        let ask = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\r\n");
-        exchange(self.address, ask.as_bytes()).await.expect("an answer")
+    pub(super) async fn get(&self, path: &str, token: &str) -> harness::actors::Reply {
+        self.ask("GET", path, token, None).await
     }
 
-    async fn post(&self, path: &str, token: &str, body: &Value) -> harness::actors::Reply {
-        let body = body.to_string();
-        let ask = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        exchange(self.address, ask.as_bytes()).await.expect("an answer")
+    pub(super) async fn post(&self, path: &str, token: &str, body: &Value) -> harness::actors::Reply {
+        self.ask("POST", path, token, Some(body)).await
+    }
+
+    pub(super) async fn ask(&self, method: &str, path: &str, token: &str, body: Option<&Value>) -> harness::actors::Reply {
+        let mut ask = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n");
+        let body = body.map(Value::to_string).unwrap_or_default();
+        if !body.is_empty() {
+            ask += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+        }
+        exchange(self.address, format!("{ask}\r\n{body}").as_bytes()).await.expect("an answer")
     }
 }
 

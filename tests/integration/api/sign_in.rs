@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 /// A server that sends mail.
-struct Post {
-    app: TestApp,
-    smtp: SmtpServer,
+pub(super) struct Post {
+    pub(super) app: TestApp,
+    pub(super) smtp: SmtpServer,
 }
 
 impl Post {
-    async fn start() -> (Self, Member, Member) {
+    pub(super) async fn start() -> (Self, Member, Member) {
         let smtp = SmtpServer::start(true).await;
         let url = format!("smtp://localhost:{}?tls=none", smtp.address.port());
         let app = TestApp::with(|config| config.smtp = Some(url.as_str().into())).await;
@@ -26,7 +26,7 @@ impl Post {
     }
 
     /// The links of the mails to `to` that have come so far, the first first.
-    fn links(&self, to: &str) -> Vec<String> {
+    pub(super) fn links(&self, to: &str) -> Vec<String> {
         let all = self.smtp.received().into_iter().filter(|mail| mail.to == [to]);
         let text = |data: &[u8]| MessageParser::default().parse(data).expect("a mail").body_text(0).expect("text").into_owned();
         all.map(|mail| {
@@ -39,7 +39,7 @@ impl Post {
     }
 
     /// The path of the link in the `nth` mail to `to`, once it is there.
-    async fn path(&self, to: &str, nth: usize) -> String {
+    pub(super) async fn path(&self, to: &str, nth: usize) -> String {
         for _ in 0..500 {
             if let Some(link) = self.links(to).get(nth) {
                 let base = format!("http://{}", self.app.node.address);
@@ -51,7 +51,7 @@ impl Post {
     }
 
     /// Presses the button of a page.
-    fn press(&self, path: &str) -> Ask {
+    pub(super) fn press(&self, path: &str) -> Ask {
         self.app
             .stranger()
             .ask("POST", path)
@@ -70,14 +70,14 @@ impl Post {
     }
 
     /// A request of a page of this server, with this cookie.
-    fn as_page(&self, cookie: &str, method: &str, target: &str) -> Ask {
+    pub(super) fn as_page(&self, cookie: &str, method: &str, target: &str) -> Ask {
         self.app.stranger().ask(method, target).with("cookie", cookie).with("sec-fetch-site", "same-origin")
     }
 }
 
 /// The cookie that an answer sets, as a browser sends it back.
 #[track_caller]
-fn cookie(reply: &Reply) -> String {
+pub(super) fn cookie(reply: &Reply) -> String {
     let set = reply.header("set-cookie");
     let (pair, rest) = set.split_once("; ").expect("a cookie");
     assert_eq!(rest, "Path=/; Max-Age=43200; Secure; HttpOnly; SameSite=Lax");
@@ -85,7 +85,7 @@ fn cookie(reply: &Reply) -> String {
     pair.to_owned()
 }
 
-fn body(reply: &Reply) -> String {
+pub(super) fn body(reply: &Reply) -> String {
     String::from_utf8(reply.body.clone()).expect("text")
 }
 

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use chrono::SubsecRound as _;
 use clap::Subcommand;
 use tenancy_core::{
-    Actor, Clock as _, Error, ErrorKind, NewTenant, Result, SystemClock, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantId,
-    TenantQuery, TenantSlug, TenantStatus,
+    Actor, Clock as _, Email, Error, ErrorKind, NewInvite, NewTenant, Result, Role, SystemClock, Tenant, TenantCatalog as _, TenantChange,
+    TenantHint, TenantId, TenantQuery, TenantSlug, TenantStatus,
 };
 use tenancy_sqlx::{PgCatalog, TenantDb};
 
 use super::{erase, provision, say};
-use crate::config::Config;
+use crate::app::welcome;
+use crate::config::{Config, text};
 use crate::database::Database;
 use crate::plans::{entitle, plans};
 
@@ -30,6 +31,9 @@ pub(super) enum Verb {
         /// It is to be provisioned: it is refused everywhere until then
         #[arg(long)]
         provisioning: bool,
+        /// Who is invited to own it, by mail: links need TENANCY_PUBLIC_URL
+        #[arg(long, value_name = "EMAIL")]
+        owner: Option<Email>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -123,22 +127,35 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
     if let Verb::Provision { tenant, json } = verb {
         return provision::run(config, &db, &tenant, json).await;
     }
-    act(&db, verb).await
+    act(config, &db, verb).await
 }
 
-async fn act(db: &TenantDb, verb: Verb) -> Result<ExitCode> {
+/// The invitation of an owner, whose link leads to the server.
+fn invitation(config: &Config, slug: &TenantSlug, owner: Email) -> Result<NewInvite> {
+    let url = text(&config.public_url).ok_or_else(|| {
+        Error::new(ErrorKind::Misconfigured, "the mail would have no link: set TENANCY_PUBLIC_URL to where browsers reach the server")
+    })?;
+    Ok(NewInvite::new(owner, Role::Owner, welcome(url, slug)?))
+}
+
+async fn act(config: &Config, db: &TenantDb, verb: Verb) -> Result<ExitCode> {
     let (catalog, by) = (&db.catalog(), Actor::System);
     match verb {
-        Verb::Create { slug, name, plan, provisioning, json } => {
+        Verb::Create { slug, name, plan, provisioning, owner, json } => {
             let name = name.unwrap_or_else(|| slug.to_string());
+            let owner = owner.map(|owner| invitation(config, &slug, owner)).transpose()?;
             let new = NewTenant::new(slug, name);
             let mut new = if provisioning { new } else { new.active() };
             new.plan = plan;
             plans().plan(&new.plan)?;
             let mut tx = db.dangerous().begin_system("create a tenant").await?;
-            let tenant = tx.create_tenant(new, SystemClock.now().trunc_subsecs(6)).await?;
+            let now = SystemClock.now().trunc_subsecs(6);
+            let tenant = tx.create_tenant(new, now).await?;
             if !provisioning {
                 entitle(&mut tx, tenant.id, &tenant.plan).await?;
+            }
+            if let Some(owner) = owner {
+                tx.invite_owner(tenant.id, &owner, now).await?;
             }
             tx.commit().await?;
             print(&tenant, json)?;

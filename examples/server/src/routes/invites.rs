@@ -10,13 +10,10 @@ use tenancy_core::{Email, Invite, NewInvite, Role};
 use tenancy_tower::axum::Problem;
 
 use super::projects::one_more;
-use crate::app::App;
+use crate::app::{App, WELCOME};
 use crate::extract::{Caller, Id, NoQuery, Path, Query};
 use crate::idempotency::{Answer, Command, Memory, Submitted};
 use crate::page::{List, Page, PageQuery};
-
-/// Where an invite's link leads.
-pub(super) const PAGE: &str = "/welcome/";
 
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -49,7 +46,7 @@ pub(super) async fn create(
     Submitted { body, once }: Submitted<Creation>,
 ) -> Result<Answer, Problem> {
     cx.require(Role::Admin)?;
-    let mut new = NewInvite::new(body.email.parse::<Email>()?, body.role, app.link(&cx.tenant().slug, PAGE)?);
+    let mut new = NewInvite::new(body.email.parse::<Email>()?, body.role, app.link(&cx.tenant().slug, WELCOME)?);
     (new.name, new.scopes) = (body.name, body.scopes);
     new.ttl = body.ttl_seconds.map_or(Invite::TTL, Duration::from_secs);
     let (mut tx, now, by) = (app.db.begin(&cx).await?, app.now(), cx.principal().actor());
@@ -76,7 +73,7 @@ pub(super) async fn resend(
     if let Some(answer) = once.claim(&mut tx, Memory::Tenant, &by, now).await? {
         return Ok(answer);
     }
-    let invite = tx.resend_invite(&cx, *id, &app.link(&cx.tenant().slug, PAGE)?, Invite::TTL, now).await?;
+    let invite = tx.resend_invite(&cx, *id, &app.link(&cx.tenant().slug, WELCOME)?, Invite::TTL, now).await?;
     let answer = Answer::plain(&invite)?;
     once.remember(&mut tx, Memory::Tenant, &by, &answer).await?;
     tx.commit().await?;

@@ -11,13 +11,14 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tenancy_core::{
-    Error, ErrorKind, NewTenant, Result, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantQuery, TenantSlug, TenantStatus,
+    Error, ErrorKind, LinkBase, NewInvite, NewTenant, Result, Role, Tenant, TenantCatalog as _, TenantChange, TenantHint, TenantQuery,
+    TenantSlug, TenantStatus,
 };
 use tenancy_sqlx::{SystemTx, from_sqlx};
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
 
-use crate::app::{App, uncancelled};
+use crate::app::{App, WELCOME, uncancelled};
 use crate::edge::RequestId;
 use crate::extract::{Json, NoQuery, Path, Query, present};
 use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
@@ -65,6 +66,27 @@ pub(super) struct Creation {
     status: Option<String>,
     #[serde(default)]
     provision: bool,
+    #[serde(default, deserialize_with = "present")]
+    owner: Option<Owner>,
+}
+
+/// Who is to own the tenant: they are invited by mail, which goes out as soon as the tenant is active.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Owner {
+    email: String,
+    #[serde(default, deserialize_with = "present")]
+    name: Option<String>,
+}
+
+impl Owner {
+    fn invite(self, link: LinkBase) -> Result<NewInvite> {
+        let email = self.email.parse().map_err(|error: Error| Error::invalid("owner.email", error.message().to_owned()))?;
+        let mut invite = NewInvite::new(email, Role::Owner, link);
+        invite.name = self.name;
+        invite.check().map_err(|error| Error::invalid("owner.name", error.message().to_owned()))?;
+        Ok(invite)
+    }
 }
 
 /// The tenant is active at once, or waits to be provisioned, or is: with one that was made ahead, at once.
@@ -87,6 +109,8 @@ pub(super) async fn create(
     new.branding = body.branding;
     new.flags = body.flags;
     plans().plan(&new.plan)?;
+    let link = app.link(&new.slug, WELCOME)?;
+    let owner = body.owner.map(|owner| owner.invite(link)).transpose()?;
     let (mut tx, now) = (begin(&app, &by, "create a tenant").await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
@@ -97,6 +121,9 @@ pub(super) async fn create(
         Some(tenant) => tenant,
         None => made(&mut tx, new, body.provision, request_id, now).await?,
     };
+    if let Some(owner) = owner {
+        tx.invite_owner(tenant.id, &owner, now).await?;
+    }
     let answer = Answer::created(&tenant, etag(tenant.version), format!("/api/v1/tenants/{}", tenant.id))?;
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
     commit(&app, tx).await?;
