@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
-use crate::token::{Token, digest};
+use crate::token::Token;
 use crate::tx::{SystemTx, TenantTx};
 
 const COLUMNS: &str = "tenant_id, id, operator_id, operator_name, reason, write, created_at, expires_at, ended_at, ended_by";
@@ -74,12 +74,8 @@ impl TenantDb {
     /// # Security
     /// Upholds I29. Whether the tenant is active is for whoever establishes its context.
     pub async fn impersonation_by_token(&self, token: &str) -> Result<Option<Impersonation>> {
-        if !token.starts_with(Token::IMPERSONATION) {
-            return Ok(None);
-        }
-        // The text is ours: a digest prints as hex.
-        let digest = digest(token).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-        let rows = self.inner().catalog.ask(format!("select {COLUMNS} from tenancy.find_impersonation('\\x{digest}'::bytea)")).await?;
+        let Some(token) = Token::parse(Token::IMPERSONATION, token) else { return Ok(None) };
+        let rows = self.inner().catalog.ask(format!("select {COLUMNS} from tenancy.find_impersonation({})", token.literal())).await?;
         rows.first().map(|row| Impersonation::from_row(row).map_err(from_sqlx)).transpose()
     }
 }
@@ -135,7 +131,7 @@ impl SystemTx {
             .bind(by.map_or(Operator::BOOTSTRAP, |operator| &operator.name))
             .bind(&wish.reason)
             .bind(wish.write)
-            .bind(token.digest().to_vec())
+            .bind(token.sha256().to_vec())
             .bind(i32::from(wish.minutes))
             .fetch_one(&mut *self)
             .await

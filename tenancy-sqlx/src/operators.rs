@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::dangerous::begin_admin;
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
-use crate::token::{Token, digest};
+use crate::token::Token;
 use crate::tx::SystemTx;
 
 const COLUMNS: &str = "id, name, email, role, expires_at, last_used_at, disabled_at, created_at, updated_at, version";
@@ -45,9 +45,7 @@ impl TenantDb {
     /// # Security
     /// Upholds I28. The look-up is by digest, so that the time it takes says nothing of a token.
     pub async fn operator_by_token(&self, token: &str) -> Result<Option<Operator>> {
-        if !token.starts_with(Token::OPERATOR) {
-            return Ok(None);
-        }
+        let Some(token) = Token::parse(Token::OPERATOR, token) else { return Ok(None) };
         let mut tx = begin_admin(self.inner(), Actor::System).await?;
         // The use is noted once a minute, and no request waits for another that notes it.
         let sql = format!(
@@ -57,7 +55,7 @@ impl TenantDb {
                   noted as (update tenancy.operators o set last_used_at = now() from due where o.id = due.id returning o.id)
              select {COLUMNS}, exists (select from noted) as noted from live"
         );
-        let row = sqlx::query(AssertSqlSafe(sql)).bind(&digest(token)[..]).fetch_optional(&mut tx).await.map_err(from_sqlx)?;
+        let row = sqlx::query(AssertSqlSafe(sql)).bind(token.sha256().to_vec()).fetch_optional(&mut tx).await.map_err(from_sqlx)?;
         let Some(row) = row else { return Ok(None) };
         let Found(operator) = Found::from_row(&row).map_err(from_sqlx)?;
         if row.try_get("noted").map_err(from_sqlx)? {
@@ -86,7 +84,7 @@ impl SystemTx {
             .bind(&new.name)
             .bind(new.email.as_str())
             .bind(new.role.as_str())
-            .bind(token.digest().to_vec())
+            .bind(token.sha256().to_vec())
             .bind(new.lasts.after(now));
         let Found(made) = query.fetch_one(&mut *self).await.map_err(taken)?;
         self.audit_operator("operator.create", &made).await?;
@@ -173,7 +171,7 @@ impl SystemTx {
             "update tenancy.operators set token_sha256 = $2, token_at = clock_timestamp(), expires_at = $3, updated_at = now(), version = version + 1
               where id = $1 returning {COLUMNS}"
         );
-        let query = sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(token.digest().to_vec()).bind(lasts.after(now));
+        let query = sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(token.sha256().to_vec()).bind(lasts.after(now));
         let Found(changed) = query.fetch_one(&mut *self).await.map_err(from_sqlx)?;
         self.audit_operator("operator.token", &changed).await?;
         Ok((changed, token))

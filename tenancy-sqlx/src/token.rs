@@ -1,48 +1,61 @@
-//! Secrets that are shown once: the database keeps no more of them than their SHA-256.
+//! Secrets that prove something by being known.
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::TryRngCore as _;
-use rand::rngs::OsRng;
 use sha2::{Digest as _, Sha256};
 use tenancy_core::{Error, ErrorKind, Result};
 
-/// A bearer token of 256 random bits, with a prefix that says what it is for. `Debug` hides it.
-#[derive(Clone)]
-pub struct Token(String);
+/// 256 random bits as text: 43 characters of base64url, after a prefix that says what they are for. Only its SHA-256 is stored, so that it
+/// can be had once, where it is made. `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Box<str>);
 
 impl Token {
     /// What operators' tokens begin with.
     pub const OPERATOR: &'static str = "tno_";
-    /// What the tokens of visits begin with.
+    /// What the tokens of operators' visits begin with.
     pub const IMPERSONATION: &'static str = "tni_";
 
+    const LEN: usize = 43;
+
+    /// A new one.
     pub(crate) fn new(prefix: &str) -> Result<Self> {
         let mut bytes = [0; 32];
-        OsRng.try_fill_bytes(&mut bytes).map_err(|source| {
-            Error::new(ErrorKind::Unavailable, "the system has no random numbers: try again later").with_source(source)
-        })?;
-        Ok(Self(bytes.iter().fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"))))
+        let none = |source| Error::new(ErrorKind::Unavailable, "the system has no random numbers").with_source(source);
+        rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(none)?;
+        Ok(Self(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)).into()))
     }
 
-    /// The token itself, for its holder's eyes.
+    /// A token that somebody presents, if it can be one.
+    pub(crate) fn parse(prefix: &str, text: &str) -> Option<Self> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let random = text.strip_prefix(prefix)?;
+        (random.len() == Self::LEN && random.bytes().all(plain)).then(|| Self(text.into()))
+    }
+
+    /// The text, for whoever it is for.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    pub(crate) fn digest(&self) -> [u8; 32] {
-        digest(&self.0)
+    /// What is stored of it. Of the text and not of the bytes: one that differs in bits that decoding drops is another token.
+    pub(crate) fn sha256(&self) -> [u8; 32] {
+        Sha256::digest(self.0.as_bytes()).into()
     }
-}
 
-/// What the database keeps of a token.
-pub(crate) fn digest(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
+    /// [`sha256`](Self::sha256) as a literal of type `bytea`.
+    pub(crate) fn literal(&self) -> String {
+        let hex: String = self.sha256().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("'\\x{hex}'::bytea")
+    }
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
+        f.write_str("Token")
     }
 }
 
@@ -51,10 +64,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_long_and_hidden_and_never_the_same() {
-        let (one, other) = (Token::new(Token::OPERATOR).expect("random"), Token::new(Token::OPERATOR).expect("random"));
-        assert!(one.expose().starts_with("tno_") && one.expose().len() == 68);
-        assert!(one.expose() != other.expose() && one.digest() != other.digest() && one.digest() == digest(one.expose()));
-        assert!(!format!("{one:?}").contains(&one.expose()[4..]));
+    fn a_token_is_random_and_is_not_printed() {
+        let (one, other) = (Token::new("").expect("random"), Token::new("").expect("random"));
+        assert!(one != other && one.sha256() != other.sha256() && format!("{one:?}") == "Token");
+        assert_eq!(Token::parse("", one.expose()), Some(one.clone()));
+        assert_eq!(one.literal().len(), "'\\x'::bytea".len() + 64);
+        assert!(Token::parse("tnt_", one.expose()).is_none() && Token::parse("tnt_", &format!("tnt_{}", one.expose())).is_some());
+        let with = |c: &str| format!("{}{c}", &one.expose()[1..]);
+        for bad in ["", &one.expose()[1..], &with("'"), &with("="), &with(" "), &format!("{}x", one.expose())] {
+            assert_eq!(Token::parse("", bad), None, "{bad}");
+        }
     }
 }

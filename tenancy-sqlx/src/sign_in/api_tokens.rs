@@ -11,8 +11,8 @@ use tenancy_core::member::{check_name, check_scopes};
 use tenancy_core::{AuditEvent, Error, ErrorKind, Member, Result, Role, TenantContext};
 use uuid::Uuid;
 
-use super::token::Token;
 use crate::error::from_sqlx;
+use crate::token::Token;
 use crate::tx::TenantTx;
 
 const COLUMNS: &str = "id, member_id, name, role, scopes, created_at, expires_at, last_used_at";

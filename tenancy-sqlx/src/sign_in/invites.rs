@@ -17,9 +17,9 @@ use tenancy_core::{
 use uuid::Uuid;
 
 use super::no_good;
-use super::token::Token;
 use crate::error::from_sqlx;
 use crate::members::{taken, told};
+use crate::token::Token;
 use crate::tx::{SystemTx, TenantTx, Tx};
 
 const COLUMNS: &str = "id, email, name, role, scopes, created_at, expires_at";

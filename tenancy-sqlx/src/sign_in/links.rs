@@ -9,8 +9,8 @@ use tenancy_core::{Actor, AuditEvent, Email, LinkBase, Member, Result};
 use uuid::Uuid;
 
 use super::no_good;
-use super::token::Token;
 use crate::error::from_sqlx;
+use crate::token::Token;
 use crate::tx::TenantTx;
 
 /// How long a link is good.

@@ -30,11 +30,10 @@ mod api_tokens;
 mod invites;
 mod links;
 mod sessions;
-mod token;
 
+pub use crate::token::Token;
 pub use api_tokens::{ApiToken, NewApiToken};
 pub use sessions::Session;
-pub use token::Token;
 
 /// Who a session's cookie or an API token is of.
 #[derive(Debug, Clone, PartialEq, Eq)]

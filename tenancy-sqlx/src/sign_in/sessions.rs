@@ -8,8 +8,8 @@ use sqlx::FromRow;
 use tenancy_core::{Actor, AuditEvent, Error, Result, Role, TenantContext};
 use uuid::Uuid;
 
-use super::token::Token;
 use crate::error::from_sqlx;
+use crate::token::Token;
 use crate::tx::TenantTx;
 
 /// The most sessions of one member: the oldest make way.
