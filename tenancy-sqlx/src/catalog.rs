@@ -422,6 +422,10 @@ impl SystemTx {
             serde_json::json!({ "version": after.version, "status": after.status, "from": before.status, "before": was, "after": is });
         let event = AuditEvent::new(self.actor().clone(), action, id.to_string()).with_tenant(id).with_detail(detail);
         self.audit(&event).await?;
+        if after.status == TenantStatus::Active && before.status != after.status {
+            // What was posted for it meanwhile has waited.
+            sqlx::query("select pg_notify('tenancy_outbox', '')").execute(&mut *self).await.map_err(from_sqlx)?;
+        }
         Ok(after)
     }
 

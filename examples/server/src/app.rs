@@ -48,7 +48,7 @@ const WORKER_LIMIT: Duration = Duration::from_secs(5);
 /// How many requests for links to sign in with are worked on at once.
 const LINK_REQUESTS: usize = 16;
 /// How often a node that has none looks for long work.
-const WORK_INTERVAL: Duration = Duration::from_secs(1);
+const WORK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Does what operators have queued.
 pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, exports: &Exports, config: &Config) -> Result<Operations> {

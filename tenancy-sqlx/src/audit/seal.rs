@@ -76,7 +76,7 @@ impl Sealer {
         // below the snapshot's xmin can still appear, so the place that was reached never passes a row over.
         sqlx::query("select from tenancy.audit_sealed for update").execute(&mut tx).await.map_err(from_sqlx)?;
         let query = format!(
-            "select e.id, e.tenant_id, {CONTENT} from tenancy.audit_events e, tenancy.audit_sealed upto
+            "select e.id, e.tenant_id, extract(epoch from clock_timestamp() - e.at)::float8 as waited, {CONTENT} from tenancy.audit_events e, tenancy.audit_sealed upto
               where (e.xid, e.at, e.id) > (upto.xid, upto.at, upto.id) and e.xid < pg_snapshot_xmin(pg_current_snapshot())
               order by e.xid, e.at, e.id limit {BATCH}"
         );
@@ -119,9 +119,23 @@ impl Sealer {
         .execute(&mut tx)
         .await
         .map_err(from_sqlx)?;
+        let waited = rows.iter().map(|row| row.try_get("waited")).collect::<sqlx::Result<Vec<f64>>>().map_err(from_sqlx)?;
         tx.commit().await?;
+        measure(&waited);
         Ok(Sealed { events: rows.len() as u64, heads: ends.into_values().collect() })
     }
+}
+
+/// With the feature `metrics`: `audit.sealed`, how many events were sealed, and `audit.sealed_after`, how many seconds after they happened.
+fn measure(waited: &[f64]) {
+    #[cfg(feature = "metrics")]
+    {
+        metrics::counter!("audit.sealed").increment(waited.len() as u64);
+        let after = metrics::histogram!("audit.sealed_after");
+        waited.iter().for_each(|seconds| after.record(*seconds));
+    }
+    #[cfg(not(feature = "metrics"))]
+    let _ = waited;
 }
 
 /// Where a chain ends.
