@@ -9,6 +9,7 @@ pub mod id;
 pub mod member;
 pub mod outbox;
 pub mod quota;
+pub mod share;
 pub mod storage;
 pub mod tenant;
 

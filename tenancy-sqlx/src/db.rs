@@ -231,9 +231,18 @@ impl TenantDb {
     }
 
     async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
+        self.bind_and(cx, begin, None, read_only).await
+    }
+
+    /// `also`: more statements of ours, after the tenant is bound.
+    pub(crate) async fn bind_and(&self, cx: &TenantContext, begin: &str, also: Option<&str>, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        let begin = self.0.begin_for(begin, tenant_id);
+        let mut begin = self.0.begin_for(begin, tenant_id);
+        if let Some(also) = also {
+            begin.push_str("; ");
+            begin.push_str(also);
+        }
         let lease = Lease::begin(&self.0.pool, &begin, self.0.scrub).await.map_err(from_sqlx)?;
         let scope = ForTenant { tenant_id, request_id: cx.request_id() };
         Ok(Tx::new(lease, scope, read_only, self.0.named_statements))

@@ -8,6 +8,7 @@ pub mod outbox;
 pub mod preflight;
 pub mod quota;
 pub mod schema;
+pub mod sharing;
 pub mod tx;
 
 mod catalog;
@@ -17,6 +18,7 @@ mod error;
 mod lease;
 mod members;
 mod seal;
+mod token;
 
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
@@ -32,4 +34,5 @@ pub use error::from_sqlx;
 pub use preflight::{Refusal, Refused};
 pub use schema::{Roles, Schema};
 pub use seal::SealKey;
+pub use token::Token;
 pub use tx::{Savepoint, SystemTx, TenantTx, Tx};

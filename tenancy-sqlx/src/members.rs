@@ -203,7 +203,7 @@ impl TenantTx {
     }
 
     /// Whoever acts belongs to this transaction's tenant.
-    fn same_tenant(&self, by: &TenantContext) -> Result<()> {
+    pub(crate) fn same_tenant(&self, by: &TenantContext) -> Result<()> {
         if by.tenant_id() == self.tenant_id() { Ok(()) } else { Err(Error::not_found()) }
     }
 }

@@ -24,4 +24,5 @@ mod quota;
 mod quota_faults;
 mod schema;
 mod sealed;
+mod sharing;
 mod tx;
