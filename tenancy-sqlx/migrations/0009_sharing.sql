@@ -31,7 +31,8 @@ create table tenancy.shared_tables (
   parent regclass references tenancy.shared_tables (rel),               -- null: rel is the resource itself
   read_view regclass not null,
   link_view regclass not null,
-  write_view regclass
+  write_view regclass,
+  digests text[] not null                                               -- of the three views: what the checker compares them with
 );
 create unique index shared_tables_type_key on tenancy.shared_tables (type) where parent is null;
 
@@ -166,6 +167,13 @@ end $$;
 revoke all on function tenancy.link_grant() from public;
 grant execute on function tenancy.link_grant() to tenancy_app, tenancy_share;
 
+-- What a view is: its query, its owner and its options.
+create function tenancy.view_digest(of_view oid) returns text
+  language sql stable set search_path = pg_catalog, pg_temp
+begin atomic
+  select md5(concat_ws('|', pg_get_viewdef(c.oid), c.relowner::regrole, c.reloptions::text)) from pg_class c where c.oid = of_view;
+end;
+
 -- Ends what is shared of a row that is gone.
 create function tenancy.end_shares_of_row() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare of_type text; s tenancy.cross_tenant_shares;
@@ -264,10 +272,11 @@ begin
   end if;
   execute format('set local role %I', was);
 
-  insert into tenancy.shared_tables (rel, type, parent, read_view, link_view, write_view)
-    values (rel, type, parent, format('tenancy_views.%I', base)::regclass, format('tenancy_views.%I', base || '_link')::regclass, to_regclass(format('tenancy_views.%I', base || '_write')))
+  insert into tenancy.shared_tables (rel, type, parent, read_view, link_view, write_view, digests)
+    values (rel, type, parent, format('tenancy_views.%I', base)::regclass, format('tenancy_views.%I', base || '_link')::regclass, to_regclass(format('tenancy_views.%I', base || '_write')),
+            (select array_agg(tenancy.view_digest(c.oid)) from pg_class c where c.relnamespace = 'tenancy_views'::regnamespace and c.relname in (base, base || '_link', base || '_write')))
   on conflict on constraint shared_tables_pkey do update
-    set type = excluded.type, parent = excluded.parent, read_view = excluded.read_view, link_view = excluded.link_view, write_view = excluded.write_view;
+    set type = excluded.type, parent = excluded.parent, read_view = excluded.read_view, link_view = excluded.link_view, write_view = excluded.write_view, digests = excluded.digests;
   if parent is null then
     -- A row that goes, or becomes another, takes its shares and links with it: they must not show a later row with the same id.
     execute format('create or replace trigger shares_end after delete or update of tenant_id, id on %s for each row execute function tenancy.end_shares_of_row()', rel);
