@@ -7,7 +7,7 @@ use tenancy_core::share::{Link, NewLink, ResourceRef};
 use tenancy_core::{Error, ErrorKind, Result, TenantContext, TenantId};
 use uuid::Uuid;
 
-use super::{admin, literal, refused};
+use super::{admin, count, literal, refused};
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
 use crate::lease::Lease;
@@ -86,6 +86,7 @@ impl TenantTx {
             .bind(actor.subject().map(|subject| subject.as_str().to_owned()))
             .bind(by.request_id());
         let Found(link) = query.fetch_one(self).await.map_err(refused)?;
+        count::link("active");
         Ok((link, token))
     }
 
@@ -101,7 +102,11 @@ impl TenantTx {
         let actor = by.principal().actor();
         let query = sqlx::query_scalar("select tenancy.link_revoke($1, $2, $3, $4)").bind(link).bind(actor.kind());
         let query = query.bind(actor.subject().map(|subject| subject.as_str().to_owned())).bind(by.request_id());
-        if query.fetch_one(self).await.map_err(refused)? { Ok(()) } else { Err(Error::not_found()) }
+        if !query.fetch_one(self).await.map_err(refused)? {
+            return Err(Error::not_found());
+        }
+        count::link("revoked");
+        Ok(())
     }
 
     /// A link of this tenant.
@@ -142,6 +147,12 @@ impl TenantDb {
     /// # Cancel safety
     /// Safe; the use may be counted.
     pub async fn open_link(&self, token: &str, passphrase: Option<&str>, client: &str, request_id: Uuid) -> Result<OpenedLink> {
+        let opened = self.open_token(token, passphrase, client, request_id).await;
+        count::opened("link", &opened);
+        opened
+    }
+
+    async fn open_token(&self, token: &str, passphrase: Option<&str>, client: &str, request_id: Uuid) -> Result<OpenedLink> {
         let token = Token::parse(token).ok_or_else(Error::not_found)?;
         let mut tx = self.link_tx("BEGIN", false).await?;
         let found = sqlx::query_scalar("select passphrase from tenancy.link_find($1)").bind(token.sha256().to_vec());

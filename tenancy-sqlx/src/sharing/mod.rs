@@ -29,6 +29,7 @@ use tenancy_core::{AuditEvent, Error, ErrorKind, Principal, Result, Role, Tenant
 use crate::error::from_sqlx;
 use crate::tx::{SystemTx, TenantTx};
 
+mod count;
 mod links;
 mod shares;
 
@@ -172,7 +173,8 @@ impl TenantTx {
             .bind(&policy.types)
             .bind(policy.targets.as_ref().map(|targets| targets.iter().map(|target| target.as_uuid()).collect::<Vec<_>>()))
             .bind(policy.max_lifetime_seconds.map(f64::from))
-            .bind(expected.map(u64::cast_signed))
+            // One that was never set has a row of version 1 by the time it is compared.
+            .bind(expected.map(|version| version.max(1).cast_signed()))
             .bind(actor.kind())
             .bind(actor.subject().map(|subject| subject.as_str().to_owned()))
             .bind(by.request_id());

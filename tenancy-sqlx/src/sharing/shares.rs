@@ -6,10 +6,10 @@ use tenancy_core::share::{NewShare, Perms, ResourceRef, Share, ShareState};
 use tenancy_core::{Error, Result, Role, Subject, TenantContext, TenantId};
 use uuid::Uuid;
 
-use super::{admin, audience, literal, refused};
+use super::{admin, audience, count, literal, refused};
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
-use crate::tx::TenantTx;
+use crate::tx::{SystemTx, TenantTx};
 
 /// What has run out says so, though nobody was there to end it.
 const COLUMNS: &str = "id, owner_tenant_id, target_tenant_id, resource_type, resource_id, perms, only_roles, only_subjects,
@@ -98,7 +98,9 @@ impl TenantTx {
             .bind(actor.kind())
             .bind(actor.subject().map(|subject| subject.as_str().to_owned()))
             .bind(by.request_id());
-        query.fetch_one(self).await.map(|Found(share)| share).map_err(refused)
+        let Found(share) = query.fetch_one(self).await.map_err(refused)?;
+        count::moved(&share);
+        Ok(share)
     }
 
     /// Accepts an offer: from the commit on, the resource shows.
@@ -147,7 +149,9 @@ impl TenantTx {
             .bind(actor.kind())
             .bind(actor.subject().map(|subject| subject.as_str().to_owned()))
             .bind(by.request_id());
-        query.fetch_one(self).await.map(|Found(share)| share).map_err(refused)
+        let Found(share) = query.fetch_one(self).await.map_err(refused)?;
+        count::moved(&share);
+        Ok(share)
     }
 
     /// A share of which this tenant is one side.
@@ -181,6 +185,23 @@ impl TenantTx {
     }
 }
 
+impl SystemTx {
+    /// At most `limit` shares with ids before `before` of which `tenant` is one side, the newest first, ended ones too.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn shares(&mut self, tenant: TenantId, before: Uuid, limit: i64) -> Result<Vec<Share>> {
+        let sql = format!(
+            "select {COLUMNS} from tenancy.cross_tenant_shares where $1 in (owner_tenant_id, target_tenant_id) and id < $2 order by id desc limit $3"
+        );
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.as_uuid()).bind(before).bind(limit);
+        Ok(query.fetch_all(self).await.map_err(from_sqlx)?.into_iter().map(|Found(share)| share).collect())
+    }
+}
+
 impl TenantDb {
     /// Begins a transaction that sees one share in `tenancy_views`, and nothing else there, and may write through it what its perms and
     /// the tables let it. The access, or its denial, is in both tenants' audit logs first.
@@ -192,7 +213,9 @@ impl TenantDb {
     /// # Cancel safety
     /// As [`begin`](TenantDb::begin); the audit events may stay.
     pub async fn begin_shared(&self, cx: &TenantContext, share: Uuid) -> Result<(TenantTx, Granted)> {
-        self.open_share(cx, share, false).await
+        let opened = self.open_share(cx, share, false).await;
+        count::opened("share", &opened);
+        opened
     }
 
     /// [`begin_shared`](TenantDb::begin_shared), in a READ ONLY transaction: drop it when done.
@@ -203,7 +226,9 @@ impl TenantDb {
     /// # Cancel safety
     /// As `begin_shared`.
     pub async fn read_shared(&self, cx: &TenantContext, share: Uuid) -> Result<(TenantTx, Granted)> {
-        self.open_share(cx, share, true).await
+        let opened = self.open_share(cx, share, true).await;
+        count::opened("share", &opened);
+        opened
     }
 
     /// [`read`](TenantDb::read), with all that is shared with whoever acts in `cx` showing in `tenancy_views`: for
