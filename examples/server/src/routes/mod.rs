@@ -26,6 +26,9 @@ mod open;
 mod outbox;
 mod projects;
 mod quotas;
+mod shared;
+mod shares;
+mod sharing;
 mod tenant;
 mod tenants;
 
@@ -71,6 +74,9 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/erase", lifecycle::erase),
         route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list),
         route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show),
+        route(Method::GET, "/api/v1/sharing-platform", sharing::platform),
+        route(Method::PUT, "/api/v1/sharing-platform", sharing::put_platform),
+        route(Method::GET, "/api/v1/tenants/{tenant}/shares", sharing::of_tenant),
     ]
 }
 
@@ -102,6 +108,20 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/members/{member}", members::change),
         route(Method::DELETE, "/api/v1/members/{member}", members::remove),
         route(Method::GET, "/api/v1/audit", audit::own),
+        route(Method::GET, "/api/v1/sharing", sharing::show),
+        route(Method::PUT, "/api/v1/sharing", sharing::put),
+        route(Method::POST, "/api/v1/shares", shares::create),
+        route(Method::GET, "/api/v1/shares", shares::list),
+        route(Method::GET, "/api/v1/shares/{share}", shares::show),
+        route(Method::DELETE, "/api/v1/shares/{share}", shares::end),
+        route(Method::POST, "/api/v1/shares/{share}/accept", shares::accept),
+        route(Method::POST, "/api/v1/shares/{share}/decline", shares::decline),
+        route(Method::GET, "/api/v1/shares/{share}/log", shares::log),
+        route(Method::GET, "/api/v1/shares/{share}/document", shared::show),
+        route(Method::PATCH, "/api/v1/shares/{share}/document", shared::change),
+        route(Method::GET, "/api/v1/shares/{share}/attachments", shared::list_attachments),
+        route(Method::GET, "/api/v1/shares/{share}/attachments/{name}", shared::download),
+        route(Method::GET, "/api/v1/documents", shared::list),
     ]
 }
 
