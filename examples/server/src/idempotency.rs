@@ -224,6 +224,11 @@ impl Answer {
         Ok(Self { status: StatusCode::CREATED, location: Some(location), ..Self::ok(body, etag)? })
     }
 
+    /// 201, for what is at `location` now, and has no version.
+    pub(crate) fn made(body: &impl Serialize, location: String) -> Result<Self> {
+        Ok(Self { etag: None, ..Self::created(body, String::new(), location)? })
+    }
+
     /// 202, for work whose progress is at `location`.
     pub(crate) fn accepted(body: &impl Serialize, location: String) -> Result<Self> {
         Ok(Self { status: StatusCode::ACCEPTED, location: Some(location), etag: None, ..Self::ok(body, String::new())? })

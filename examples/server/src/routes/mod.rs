@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use tenancy_tower::{AdmitLayer, ResolveTenant, ResolveTenantLayer};
 
@@ -19,12 +19,15 @@ mod attachments;
 mod audit;
 mod documents;
 mod lifecycle;
+mod link_page;
+mod links;
 mod mailbox;
 mod members;
 mod metrics;
 mod open;
 mod outbox;
 mod projects;
+mod public;
 mod quotas;
 mod shared;
 mod shares;
@@ -51,6 +54,15 @@ fn open_routes() -> Vec<Route> {
         route(Method::GET, "/healthz", open::healthz),
         route(Method::GET, "/readyz", open::readyz),
         route(Method::GET, "/openapi.json", open::openapi),
+    ]
+}
+
+/// For anybody who has a link.
+fn link_routes() -> Vec<Route> {
+    vec![
+        route(Method::GET, "/s/{token}", public::open),
+        route(Method::POST, "/s/{token}", public::open_with),
+        route(Method::GET, "/s/{token}/attachments/{name}", public::download),
     ]
 }
 
@@ -122,6 +134,10 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/shares/{share}/attachments", shared::list_attachments),
         route(Method::GET, "/api/v1/shares/{share}/attachments/{name}", shared::download),
         route(Method::GET, "/api/v1/documents", shared::list),
+        route(Method::POST, "/api/v1/links", links::create),
+        route(Method::GET, "/api/v1/links", links::list),
+        route(Method::GET, "/api/v1/links/{link}", links::show),
+        route(Method::DELETE, "/api/v1/links/{link}", links::revoke),
     ]
 }
 
@@ -135,7 +151,8 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, has_admin: bo
         .route_layer(AdmitLayer::new(app.meter.clone()))
         .route_layer(from_fn_with_state(Arc::clone(app), require_standing))
         .route_layer(ResolveTenantLayer::new(catalog, resolver));
-    let mut router = mount(open_routes()).merge(tenants);
+    let links = mount(link_routes()).layer(from_fn(public::shield));
+    let mut router = mount(open_routes()).merge(links).merge(tenants);
     if has_admin {
         router = router.merge(mount(operator_routes()).route_layer(from_fn_with_state(Arc::clone(app), require_operator)));
     }
@@ -169,7 +186,7 @@ mod tests {
                 documented.insert(format!("{} {path}", method.to_uppercase()));
             }
         }
-        let routes = [open_routes(), operator_routes(), tenant_routes()].into_iter().flatten();
+        let routes = [open_routes(), link_routes(), operator_routes(), tenant_routes()].into_iter().flatten();
         let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
         assert_eq!(documented, routed);
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -178,9 +195,12 @@ mod tests {
     #[test]
     fn every_operation_says_who_may_call_it_and_every_reference_is_kept() {
         let document: Value = serde_json::from_str(open::OPENAPI).expect("JSON");
-        for (routes, security) in
-            [(open_routes(), "[]"), (operator_routes(), "[{\"operator\":[]}]"), (tenant_routes(), "[{\"tenant\":[]}]")]
-        {
+        for (routes, security) in [
+            (open_routes(), "[]"),
+            (link_routes(), "[]"),
+            (operator_routes(), "[{\"operator\":[]}]"),
+            (tenant_routes(), "[{\"tenant\":[]}]"),
+        ] {
             for Route { method, path, .. } in routes {
                 let operation = &document["paths"][path][method.as_str().to_lowercase()];
                 assert_eq!(operation["security"].to_string(), security, "{method} {path}");
