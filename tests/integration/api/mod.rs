@@ -12,6 +12,7 @@ mod oracle;
 mod outbox;
 mod projects;
 mod quotas;
+mod sharing;
 mod tenants;
 mod timing;
 mod tokens;
