@@ -339,6 +339,16 @@ async fn mangled_requests_never_break_it() {
     globex.attach(&document, "theirs.txt", b"canary").await.expect(201);
     let mine = acme.project("mine").await;
     let my_document = acme.document(&mine, "mine").await;
+    app.operator().allow_sharing().await;
+    for tenant in [&acme, &globex] {
+        tenant.allow_sharing().await;
+    }
+    let lender = app.tenant("the-lender").await;
+    lender.allow_sharing().await;
+    let lent = lender.document(&lender.project("lent").await, "lent").await;
+    let (their_share, my_share) = (lender.share(&lent, &globex, "write").await, lender.share(&lent, &acme, "write").await);
+    let ((their_link, _), (my_link, url)) = (globex.link(&document).await, acme.link(&my_document).await);
+    let token = &url["/s/".len()..];
     let of_globex = async || {
         let mut rows = app.db_everything().await;
         rows.values_mut().for_each(|rows| rows.retain(|row| row.contains(&globex.tenant)));
@@ -351,7 +361,7 @@ async fn mangled_requests_never_break_it() {
         paths.flat_map(|(path, item)| item.as_object().expect("methods").keys().map(move |method| (method.to_uppercase(), path))).collect();
     let mut rng = StdRng::seed_from_u64(SEED);
     let mut statuses = std::collections::BTreeMap::new();
-    for n in 0..400 {
+    for n in 0..700 {
         let (method, path) = operations.choose(&mut rng).expect("operations");
         let mut segments: Vec<String> = path[1..].split('/').map(str::to_owned).collect();
         for segment in &mut segments {
@@ -360,6 +370,9 @@ async fn mangled_requests_never_break_it() {
                 "{tenant}" => Some([&globex.slug, &acme.slug, ABSENT]),
                 "{project}" => Some([&theirs, &mine, ABSENT]),
                 "{document}" => Some([&document, &my_document, ABSENT]),
+                "{share}" => Some([&their_share, &my_share, ABSENT]),
+                "{link}" => Some([&their_link, &my_link, ABSENT]),
+                "{token}" => Some([token, token, "nobodys"]),
                 "{name}" => Some(["theirs.txt", "mine.txt", "%C3%A9"]),
                 _ => None,
             };
