@@ -54,6 +54,17 @@ async fn a_sealed_and_guarded_schema_has_no_finding() {
     assert_eq!(findings(&database, "tenancy_app").await, []);
 }
 
+#[tokio::test]
+async fn a_schema_with_shareable_tables_has_no_finding() {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let mut schema = Schema::connect(&database.admin_url(), Roles::default()).await.expect("connect");
+    schema.install_guard().await.expect("guard");
+    let mut eye = database.superuser().await.expect("superuser");
+    let shareable = "set role tenancy_owner; call tenancy.share_table('notes', 'note', updatable => '{body}'); call tenancy.share_table('comments', parent => 'notes')";
+    eye.execute(shareable).await.expect("shareable");
+    assert_eq!(findings(&database, "tenancy_app").await, []);
+}
+
 /// What is found where `defect` was made.
 async fn found(defect: &Defect) -> Vec<Finding> {
     let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
