@@ -164,7 +164,7 @@ async fn a_role_that_is_missing_is_found() {
 async fn a_database_without_the_kit_is_refused_with_a_reason() {
     let database = TestDatabase::new().await.expect("database");
     let mut eye = database.superuser().await.expect("superuser");
-    eye.execute("drop schema tenancy cascade").await.expect("drop");
+    eye.execute("drop schema tenancy, tenancy_views cascade").await.expect("drop");
     let error = inspect(&mut eye, &Roles::default(), "tenancy_app").await.expect_err("no schema");
     assert_eq!(error.kind(), tenancy_core::ErrorKind::Misconfigured);
     assert!(error.to_string().contains("migrate"), "{error}");
