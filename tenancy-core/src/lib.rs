@@ -16,6 +16,7 @@ pub mod operator;
 pub mod outbox;
 pub mod provision;
 pub mod quota;
+pub mod share;
 pub mod storage;
 pub mod tenant;
 

@@ -236,16 +236,40 @@ impl TenantDb {
     }
 
     async fn bind(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
+        self.bind_and(cx, begin, None, read_only).await
+    }
+
+    /// `also`: more statements of ours, after the tenant is bound.
+    pub(crate) async fn bind_and(&self, cx: &TenantContext, begin: &str, also: Option<&str>, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
         let scope = ForTenant { tenant_id, request_id: cx.request_id() };
-        if !cx.is_read_only() {
-            return self.begin_unserved(scope, begin, read_only).await;
+        let tx = self.start(scope, &self.begin_text(cx, begin, also), read_only).await?;
+        Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
+    }
+
+    /// A transaction that first writes down who opens what, also for a context that may change nothing; `begin_text` has to follow.
+    pub(crate) async fn bind_to_open(&self, cx: &TenantContext, read_only: bool) -> Result<TenantTx> {
+        let tenant_id = cx.tenant_id();
+        self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
+        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
+        let tx = self.begin_unserved(scope, "BEGIN", read_only).await?;
+        Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
+    }
+
+    /// What begins a transaction of `cx`'s tenant.
+    pub(crate) fn begin_text(&self, cx: &TenantContext, begin: &str, also: Option<&str>) -> String {
+        let mut text = self.0.begin_for(&begin_text(begin, cx.is_read_only()), cx.tenant_id());
+        if let Some(also) = also {
+            text.push_str("; ");
+            text.push_str(also);
         }
-        // With its first snapshot a transaction can't be SET to READ WRITE any more. RESET is refused from PostgreSQL 16 on; what is
-        // written because of it is never kept.
-        let begin = self.0.begin_for(&begin_text(begin, true), tenant_id) + "; SELECT";
-        Ok(self.start(scope, &begin, read_only).await?.unchanging())
+        if cx.is_read_only() {
+            // With its first snapshot a transaction can't be SET to READ WRITE any more. RESET is refused from PostgreSQL 16 on; what is
+            // written because of it is never kept.
+            text.push_str("; SELECT");
+        }
+        text
     }
 
     /// Begins a transaction for a tenant that need not be active: for operations on it, which nobody else does at the time.

@@ -13,6 +13,7 @@ pub mod preflight;
 pub mod provision;
 pub mod quota;
 pub mod schema;
+pub mod sharing;
 pub mod sign_in;
 pub mod tx;
 

@@ -5,6 +5,7 @@
 //! | `tenancy_owner` | no | owns the schema `tenancy` and every tenant table; migrations run as it |
 //! | `tenancy_app` | yes | the application's pool: owns nothing, is a member of nothing, may only read and write rows |
 //! | `tenancy_admin` | no | BYPASSRLS; work across tenants, entered for one transaction at a time |
+//! | `tenancy_share` | no | BYPASSRLS; owns the views of `tenancy_views`, through which shared rows are read |
 //!
 //! [Sealing](Schema::seal) adds `tenancy_sealer`, which owns the one function that binds a tenant.
 //!
@@ -31,6 +32,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(120);
 
 const GRANTS: &str = "
     create schema if not exists tenancy authorization tenancy_owner;
+    create schema if not exists tenancy_views authorization tenancy_share;
+    do $$ begin if not pg_has_role('tenancy_owner', 'tenancy_share', 'member') then grant tenancy_share to tenancy_owner; end if; end $$;
     grant create, usage on schema public to tenancy_owner;
     do $$ begin execute format('grant create on database %I to tenancy_owner', current_database()); end $$;
     grant execute on function pg_catalog.set_config(text, text, boolean) to tenancy_owner, tenancy_admin;";
@@ -65,7 +68,7 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// Roles named `<prefix>_owner`, `<prefix>_app`, `<prefix>_admin`.
+    /// Roles named `<prefix>_owner`, `<prefix>_app`, `<prefix>_admin`, `<prefix>_share`.
     ///
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) unless `prefix` has 1 to 40 characters of `a-z`, `0-9` and `_`, beginning with a letter.
@@ -102,6 +105,7 @@ impl Roles {
             ("tenancy_owner", self.owner()),
             ("tenancy_app", self.app()),
             ("tenancy_admin", self.admin()),
+            ("tenancy_share", format!("{}_share", self.prefix)),
             ("tenancy_sealer", format!("{}_sealer", self.prefix)),
         ];
         names.iter().fold(sql.to_owned(), |sql, (from, to)| sql.replace(from, to))
@@ -109,7 +113,7 @@ impl Roles {
 }
 
 impl Default for Roles {
-    /// `tenancy_owner`, `tenancy_app`, `tenancy_admin`.
+    /// `tenancy_owner`, `tenancy_app`, `tenancy_admin`, `tenancy_share`.
     fn default() -> Self {
         Self { prefix: "tenancy".to_owned() }
     }

@@ -174,6 +174,15 @@ impl<S> Tx<S> {
         Ok(())
     }
 
+    /// Asks with statements of our own, in one message: all rows of all of them.
+    pub(crate) async fn ask(&mut self, sql: &str) -> std::result::Result<Vec<PgRow>, sqlx::Error> {
+        self.settle_pending().await?;
+        self.in_flight = true;
+        let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(self.lease.conn()).await;
+        self.in_flight = false;
+        rows
+    }
+
     /// Runs a statement of our own.
     async fn control(&mut self, sql: &str) -> std::result::Result<(), sqlx::Error> {
         self.in_flight = true;

@@ -20,6 +20,9 @@ use tenancy_sqlx::isolation;
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_sqlx::{Options, Roles, Schema, SealKey, TenantDb};
 
+#[path = "database/sharing.rs"]
+mod sharing;
+
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 const TENANTS: usize = 500;
 const ROWS_PER_TENANT: usize = 400;
@@ -28,6 +31,9 @@ const ROWS_PER_TENANT: usize = 400;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::args().any(|arg| arg == "--test") {
         return Ok(()); // `cargo test --benches` only builds
+    }
+    if std::env::args().any(|arg| arg == "sharing") {
+        return sharing::sharing().await;
     }
     let database = TestDatabase::new().await?;
     let mut eye = database.superuser().await?;
@@ -60,6 +66,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     rows(&local, &tenants).await?;
     sealing().await?;
     checking().await?;
+    sharing::sharing().await?;
     Ok(())
 }
 
@@ -88,6 +95,7 @@ macro_rules! timed {
         $case.samples.push(start.elapsed());
     }};
 }
+use timed;
 
 fn print(title: &str, cases: &mut [Case], base: usize) {
     let base = cases[base].p50();

@@ -84,6 +84,11 @@ impl Operator {
         (self.with_token(&made.text("token")), made.text("id"))
     }
 
+    /// Lets tenants share on this platform.
+    pub async fn allow_sharing(&self) {
+        self.put("/api/v1/sharing-platform", "").json(&json!({ "enabled": true, "links": true })).await.expect(200);
+    }
+
     /// Creates a tenant, or stops the test.
     pub async fn create(&self, slug: &str) -> Value {
         let made = self.post("/api/v1/tenants", &json!({ "slug": slug, "name": format!("The {slug} company") })).await;
@@ -206,6 +211,31 @@ impl Member {
     /// Adds or replaces an attachment.
     pub async fn attach(&self, document: &str, name: &str, content: &[u8]) -> Reply {
         self.put(&format!("/api/v1/documents/{document}/attachments/{name}"), content).await
+    }
+
+    /// Lets the tenant share documents, with whoever accepts them and by links, and accept others'.
+    pub async fn allow_sharing(&self) {
+        let policy = json!({ "offers": true, "accepts": true, "links": true, "types": ["document"] });
+        self.put("/api/v1/sharing", "").json(&policy).await.expect(200);
+    }
+
+    /// Offers a document to another tenant; the share's id.
+    pub async fn offer(&self, document: &str, to: &Self, perms: &str) -> String {
+        let body = json!({ "resource": format!("document:{document}"), "target": to.slug, "perms": perms });
+        self.post("/api/v1/shares", &body).await.expect(201).text("id")
+    }
+
+    /// Offers a document to another tenant, which accepts it; the share's id.
+    pub async fn share(&self, document: &str, to: &Self, perms: &str) -> String {
+        let share = self.offer(document, to, perms).await;
+        to.ask("POST", &format!("/api/v1/shares/{share}/accept")).await.expect(200);
+        share
+    }
+
+    /// Makes a link to a document; its id and its path.
+    pub async fn link(&self, document: &str) -> (String, String) {
+        let made = self.post("/api/v1/links", &json!({ "resource": format!("document:{document}") })).await.expect(201);
+        (made.text("id"), made.text("url"))
     }
 }
 

@@ -54,6 +54,17 @@ async fn a_sealed_and_guarded_schema_has_no_finding() {
     assert_eq!(findings(&database, "tenancy_app").await, []);
 }
 
+#[tokio::test]
+async fn a_schema_with_shareable_tables_has_no_finding() {
+    let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
+    let mut schema = Schema::connect(&database.admin_url(), Roles::default()).await.expect("connect");
+    schema.install_guard().await.expect("guard");
+    let mut eye = database.superuser().await.expect("superuser");
+    let shareable = "set role tenancy_owner; call tenancy.share_table('notes', 'note', updatable => '{body}'); call tenancy.share_table('comments', parent => 'notes')";
+    eye.execute(shareable).await.expect("shareable");
+    assert_eq!(findings(&database, "tenancy_app").await, []);
+}
+
 /// What is found where `defect` was made.
 async fn found(defect: &Defect) -> Vec<Finding> {
     let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
@@ -153,7 +164,7 @@ async fn a_role_that_is_missing_is_found() {
 async fn a_database_without_the_kit_is_refused_with_a_reason() {
     let database = TestDatabase::new().await.expect("database");
     let mut eye = database.superuser().await.expect("superuser");
-    eye.execute("drop schema tenancy cascade").await.expect("drop");
+    eye.execute("drop schema tenancy, tenancy_views cascade").await.expect("drop");
     let error = inspect(&mut eye, &Roles::default(), "tenancy_app").await.expect_err("no schema");
     assert_eq!(error.kind(), tenancy_core::ErrorKind::Misconfigured);
     assert!(error.to_string().contains("migrate"), "{error}");

@@ -196,7 +196,7 @@ async fn what_could_not_be_checked_is_neither_good_nor_bad() {
     assert!(code == Some(1) && out.is_empty() && err.contains("may not use the schema tenancy"), "{code:?} {out} {err}");
     assert_eq!(db.check(&[]).0, Some(0), "an administrator may");
 
-    db.execute("drop schema tenancy cascade").await;
+    db.execute("drop schema tenancy, tenancy_views cascade").await;
     for admin_url in [Some(db.database.admin_url()), None] {
         let (code, out, err) = db.check_as(admin_url.as_deref(), &["--json"]);
         assert!(code == Some(1) && out.is_empty() && err.contains("no schema tenancy") && err.contains("migrate"), "{code:?} {out} {err}");

@@ -30,6 +30,7 @@ mod quota;
 mod quota_faults;
 mod schema;
 mod sealed;
+mod sharing;
 mod sign_in;
 mod tx;
 mod webhook;

@@ -91,7 +91,7 @@ async fn a_superuser_is_refused_even_by_the_kits_own_url() {
 async fn a_database_without_the_schema_is_refused() {
     let database = TestDatabase::new().await.expect("database");
     let mut eye = database.superuser().await.expect("superuser");
-    eye.execute("drop schema tenancy cascade").await.expect("drop");
+    eye.execute("drop schema tenancy, tenancy_views cascade").await.expect("drop");
     let found = refusals(&database.app_url()).await;
     assert_eq!(found.iter().map(|(refusal, _)| *refusal).collect::<Vec<_>>(), [Refusal::SchemaVersion]);
 }

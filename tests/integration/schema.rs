@@ -10,7 +10,7 @@ use tenancy_sqlx::{Options, Roles, Schema, TenantDb};
 #[tokio::test]
 async fn many_nodes_migrate_at_once() {
     let database = TestDatabase::new().await.expect("database");
-    database.superuser().await.expect("superuser").execute("drop schema tenancy cascade").await.expect("drop");
+    database.superuser().await.expect("superuser").execute("drop schema tenancy, tenancy_views cascade").await.expect("drop");
     let nodes = (0..6).map(|_| async {
         let mut schema = Schema::connect(&database.admin_url(), Roles::default()).await.expect("connect");
         let left = schema.migrate().await.expect("migrate");
@@ -27,7 +27,7 @@ async fn many_nodes_migrate_at_once() {
 async fn roles_can_have_another_prefix() {
     let database = TestDatabase::new().await.expect("database");
     let mut eye = database.superuser().await.expect("superuser");
-    eye.execute("drop schema tenancy cascade").await.expect("drop");
+    eye.execute("drop schema tenancy, tenancy_views cascade").await.expect("drop");
     let roles = Roles::new("acme_eu").expect("a prefix");
     let mut schema = Schema::connect(&database.admin_url(), roles.clone()).await.expect("connect");
     schema.migrate().await.expect("migrate");

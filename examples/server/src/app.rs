@@ -232,7 +232,7 @@ impl Running {
             let _ = connection.set_nodelay(true);
         });
         let (stop, stopped) = oneshot::channel();
-        let serve = axum::serve(listener, router).with_graceful_shutdown(async move {
+        let serve = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).with_graceful_shutdown(async move {
             // A dropped sender is a dropped server: it stops as well.
             let _ = stopped.await;
         });

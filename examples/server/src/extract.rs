@@ -35,6 +35,9 @@ impl FromRequestParts<Arc<App>> for Caller {
     }
 }
 
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
+
 /// A JSON body.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
@@ -48,10 +51,26 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Json<T> {
     }
 }
 
+/// What a form of a page has sent.
+#[derive(Debug)]
+pub(crate) struct Form<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Form<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Response> {
+        if !is_of(FORM, request.headers()) {
+            return Err(problem::unsupported_media_type(FORM));
+        }
+        let bytes = body_bytes(request, app).await.map_err(|e| Problem(e).into_response())?;
+        parse_form(&bytes, "body").map(Self).map_err(|e| Problem(e).into_response())
+    }
+}
+
 /// The bytes of a body that says it is JSON.
 pub(crate) async fn json_bytes(request: Request, app: &App) -> Result<Vec<u8>, Response> {
-    if !is_json(request.headers()) {
-        return Err(problem::unsupported_media_type());
+    if !is_of(JSON, request.headers()) {
+        return Err(problem::unsupported_media_type(JSON));
     }
     body_bytes(request, app).await.map_err(|e| Problem(e).into_response())
 }
@@ -84,11 +103,11 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+fn is_of(media: &str, headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return false };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json")
+    essence.eq_ignore_ascii_case(media)
 }
 
 /// The value in `bytes`, which must be an object; what is wrong is told with its path.
@@ -123,7 +142,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        parse_query(parts.uri.query().unwrap_or_default()).map(Self).map_err(Problem)
+        parse_form(parts.uri.query().unwrap_or_default().as_bytes(), "query").map(Self).map_err(Problem)
     }
 }
 
@@ -132,11 +151,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NoQuery {}
 
-fn parse_query<T: DeserializeOwned>(query: &str) -> Result<T> {
-    let pairs = url::form_urlencoded::parse(query.as_bytes());
+fn parse_form<T: DeserializeOwned>(form: &[u8], whole: &'static str) -> Result<T> {
+    let pairs = url::form_urlencoded::parse(form);
     serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs)).map_err(|error| {
         let path = error.path().to_string();
-        invalid(&path, "query", error.inner().to_string())
+        invalid(&path, whole, error.inner().to_string())
     })
 }
 
@@ -239,10 +258,10 @@ mod tests {
 
     #[test]
     fn unknown_and_repeated_parameters_are_refused() {
-        assert!(parse_query::<NoQuery>("").is_ok() && parse_query::<PageQuery>("limit=3").is_ok());
-        assert!(parse_query::<NoQuery>("a=1").is_err());
+        assert!(parse_form::<NoQuery>(b"", "query").is_ok() && parse_form::<PageQuery>(b"limit=3", "query").is_ok());
+        assert!(parse_form::<NoQuery>(b"a=1", "query").is_err());
         for bad in ["limit=x", "limit=-1", "limit=", "limit=1&limit=2", "tenant_id=x", "LIMIT=1"] {
-            let error = parse_query::<PageQuery>(bad).expect_err(bad);
+            let error = parse_form::<PageQuery>(bad.as_bytes(), "query").expect_err(bad);
             assert!(error.field().is_some(), "{bad}");
         }
     }
@@ -250,11 +269,11 @@ mod tests {
     #[test]
     fn only_json_is_json() {
         let with = |value: &str| HeaderMap::from_iter([(CONTENT_TYPE, value.parse().expect("a header"))]);
-        assert!(is_json(&with("application/json")) && is_json(&with("Application/JSON; charset=utf-8")));
+        assert!(is_of(JSON, &with("application/json")) && is_of(JSON, &with("Application/JSON; charset=utf-8")));
         for other in ["text/plain", "application/jsonx", "multipart/form-data", "", "application/x-www-form-urlencoded"] {
-            assert!(!is_json(&with(other)), "{other}");
+            assert!(!is_of(JSON, &with(other)), "{other}");
         }
-        assert!(!is_json(&HeaderMap::new()));
+        assert!(!is_of(JSON, &HeaderMap::new()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | an operator | the operator token | `/api/v1/tenants`: who the tenants are |
 //! | a member of a tenant | a signed token (JWT) that names the tenant, a session or an API token | the rest of `/api/v1`: that tenant's own |
+//! | whoever has a link | the link itself | `/s/{token}`: the document that it shows |
 //! | anybody | nothing | `/healthz`, `/readyz`, `/openapi.json` |
 //!
 //! [`Running::start`] is the server without its command line. Of its modules, `routes` has one file for each noun of the API, and

@@ -20,6 +20,9 @@ pub(crate) enum List {
     Config = b'c' as isize,
     Operators = b'O' as isize,
     Impersonations = b'I' as isize,
+    Shares = b's' as isize,
+    Links = b'l' as isize,
+    AllDocuments = b'u' as isize,
 }
 
 /// One page.
@@ -51,6 +54,11 @@ impl PageQuery {
     const DEFAULT_LIMIT: usize = 50;
     const MAX_LIMIT: usize = 200;
 
+    /// For a list that has filters beside.
+    pub(crate) const fn new(limit: Option<usize>, cursor: Option<String>) -> Self {
+        Self { limit, cursor }
+    }
+
     pub(crate) fn limit(&self) -> Result<usize> {
         match self.limit {
             None => Ok(Self::DEFAULT_LIMIT),
@@ -61,7 +69,12 @@ impl PageQuery {
 
     /// Only ids before this one are on the page.
     pub(crate) fn before(&self, list: List) -> Result<Uuid> {
-        self.cursor.as_deref().map_or(Ok(Uuid::max()), |cursor| decode(list, cursor))
+        self.after(list).map(|last| last.unwrap_or(Uuid::max()))
+    }
+
+    /// The last one of the page before.
+    pub(crate) fn after(&self, list: List) -> Result<Option<Uuid>> {
+        self.cursor.as_deref().map(|cursor| decode(list, cursor)).transpose()
     }
 }
 

@@ -17,9 +17,9 @@ pub(crate) async fn method_not_allowed() -> Response {
 }
 
 /// The body is not of the type that is read here.
-pub(crate) fn unsupported_media_type() -> Response {
-    let detail = "send the header Content-Type: application/json";
-    document(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The body has another type", detail)
+pub(crate) fn unsupported_media_type(wanted: &str) -> Response {
+    let detail = format!("send the header Content-Type: {wanted}");
+    document(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "The body has another type", &detail)
 }
 
 /// The same was asked for less than `pause` ago.

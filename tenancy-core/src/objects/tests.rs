@@ -127,6 +127,22 @@ async fn a_tenant_store_passes_object_stores_own_suite_beside_another_tenant() {
 }
 
 #[tokio::test]
+async fn what_is_shared_is_read_at_its_owner_and_nowhere_else() {
+    let objects = prefixed(Arc::new(InMemory::new()));
+    let (acme, globex) = (context("acme"), context("globex"));
+    let path = Path::from("plan.txt");
+    objects.scope(&acme).unwrap().put(&path, "acme's".into()).await.unwrap();
+    let shown = objects.dangerous_get_shared(acme.tenant_id(), &path).await.unwrap();
+    assert_eq!(shown.meta.location, path);
+    assert_eq!(shown.bytes().await.unwrap(), "acme's");
+    let error = objects.dangerous_get_shared(globex.tenant_id(), &path).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    for crossing in [format!("../{}/plan.txt", acme.tenant_id()), format!("{}/plan.txt", acme.tenant_id())] {
+        assert!(objects.dangerous_get_shared(globex.tenant_id(), &Path::from(crossing.as_str())).await.is_err(), "{crossing}");
+    }
+}
+
+#[tokio::test]
 async fn the_same_path_of_two_tenants_is_two_objects() {
     let (folder, path) = (Folder::new(), Path::from("docs/plan.txt"));
     let objects = prefixed(folder.store());

@@ -19,6 +19,8 @@ use crate::tx::{SystemTx, TenantTx, Tx};
 pub struct AuditQuery {
     /// Only this action.
     pub action: Option<String>,
+    /// Only what was done to this.
+    pub target: Option<String>,
     /// Only what ended so.
     pub outcome: Option<Outcome>,
     /// Only from then on.
@@ -33,7 +35,7 @@ pub struct AuditQuery {
 
 impl Default for AuditQuery {
     fn default() -> Self {
-        Self { action: None, outcome: None, since: None, until: None, after: None, limit: 50 }
+        Self { action: None, target: None, outcome: None, since: None, until: None, after: None, limit: 50 }
     }
 }
 
@@ -95,6 +97,7 @@ async fn read<S: Send + fmt::Debug>(tx: &mut Tx<S>, tenant: TenantId, query: &Au
             and ($4::timestamptz is null or e.at >= $4) and ($5::timestamptz is null or e.at < $5)
             and ($6::uuid is null or e.at <= (select l.at from tenancy.audit_events l where l.id = $6 and l.tenant_id = $1)
                  and (e.id > $6 or e.at < (select l.at from tenancy.audit_events l where l.id = $6 and l.tenant_id = $1)))
+            and ($8::text is null or e.target = $8)
           order by e.at desc, e.id limit $7",
     )
     .bind(tenant.as_uuid())
@@ -104,6 +107,7 @@ async fn read<S: Send + fmt::Debug>(tx: &mut Tx<S>, tenant: TenantId, query: &Au
     .bind(query.until)
     .bind(query.after)
     .bind(i64::try_from(query.limit).unwrap_or(i64::MAX))
+    .bind(&query.target)
     .fetch_all(tx)
     .await
     .map_err(from_sqlx)?;

@@ -17,7 +17,7 @@ bypassing as materialized (
 -- The host's schemas.
 host_schemas as (
   select n.oid, n.nspname, n.nspacl, n.nspowner from pg_namespace n
-   where n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'tenancy', 'tenancy_guard', 'tenancy_private')
+   where n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'tenancy', 'tenancy_guard', 'tenancy_private', 'tenancy_views')
 ),
 extension_made as materialized (
   select classid, objid from pg_depend where deptype = 'e'
@@ -91,7 +91,8 @@ views as (
   select n.nspname as schema, c.relname as name, format('%I.%I', n.nspname, c.relname) as sql, c.oid = b.oid as direct, b.oid::regclass::text as reader, b.relkind, b.relowner,
          t.sql as tbl, t.forced, t.relowner as tbl_owner, coalesce(b.reloptions && array['security_invoker=true', 'security_invoker=on', 'security_invoker=1', 'security_invoker=yes'], false) as invoker
     from pg_class c join host_schemas n on n.oid = c.relnamespace join reads r on r.viewed = c.oid join pg_class b on b.oid = r.reader join tenant_tables t on t.oid = r.rel
-   where c.relkind in ('v', 'm') and exists (select from app_roles a where has_table_privilege(a.oid, c.oid, 'select') or has_any_column_privilege(a.oid, c.oid, 'select'))
+   -- What share_table makes is another rule's.
+   where c.relkind in ('v', 'm') and b.relnamespace <> coalesce(to_regnamespace('tenancy_views')::oid, 0) and exists (select from app_roles a where has_table_privilege(a.oid, c.oid, 'select') or has_any_column_privilege(a.oid, c.oid, 'select'))
 ),
 -- The host's functions that the application may call.
 functions as (

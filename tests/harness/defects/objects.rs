@@ -18,6 +18,11 @@ pub(super) const DEFECTS: &[Defect] = &[
         "materialized-view",
         "create materialized view totals as select tenant_id, body, count(*) from notes group by 1, 2; grant select on totals to tenancy_app",
     ),
+    hidden(
+        "shared-view-changed",
+        "call tenancy.share_table('notes', 'note'); set local role tenancy_share;
+         create or replace view tenancy_views.notes with (security_barrier) as select null::uuid as share_id, 'read'::text as share_perms, t.tenant_id, t.id, t.body from notes t",
+    ),
     hidden("rule-on-table", "create rule quiet as on delete to notes do instead nothing"),
     shown(
         "function-definer-bypasses",

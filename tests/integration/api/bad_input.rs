@@ -339,6 +339,16 @@ async fn mangled_requests_never_break_it() {
     globex.attach(&document, "theirs.txt", b"canary").await.expect(201);
     let mine = acme.project("mine").await;
     let my_document = acme.document(&mine, "mine").await;
+    app.operator().allow_sharing().await;
+    for tenant in [&acme, &globex] {
+        tenant.allow_sharing().await;
+    }
+    let lender = app.tenant("the-lender").await;
+    lender.allow_sharing().await;
+    let lent = lender.document(&lender.project("lent").await, "lent").await;
+    let (their_share, my_share) = (lender.share(&lent, &globex, "write").await, lender.share(&lent, &acme, "write").await);
+    let ((their_link, _), (my_link, url)) = (globex.link(&document).await, acme.link(&my_document).await);
+    let token = &url["/s/".len()..];
     let of_globex = async || {
         let mut rows = app.db_everything().await;
         rows.values_mut().for_each(|rows| rows.retain(|row| row.contains(&globex.tenant)));
@@ -362,6 +372,9 @@ async fn mangled_requests_never_break_it() {
                 "{tenant}" => Some([&globex.slug, &acme.slug, ABSENT]),
                 "{project}" => Some([&theirs, &mine, ABSENT]),
                 "{document}" => Some([&document, &my_document, ABSENT]),
+                "{share}" => Some([&their_share, &my_share, ABSENT]),
+                "{link}" => Some([&their_link, &my_link, ABSENT]),
+                "{token}" => Some([token, token, "nobodys"]),
                 "{name}" => Some(["theirs.txt", "mine.txt", "%C3%A9"]),
                 _ => None,
             };

@@ -18,6 +18,7 @@ mod outbox;
 mod projects;
 mod provision;
 mod quotas;
+mod sharing;
 mod sign_in;
 mod tenants;
 mod timing;

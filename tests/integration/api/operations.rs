@@ -129,6 +129,20 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     if target.ends_with("/logo") {
         owner.put(&target, png(0)).await.expect(200);
     }
+    let target = if ["{share}", "{link}", "{token}"].iter().any(|name| target.contains(name)) {
+        let lender = app.tenant(&format!("lender-{n}")).await;
+        app.operator().allow_sharing().await;
+        for tenant in [&owner, &lender] {
+            tenant.allow_sharing().await;
+        }
+        let lent = lender.document(&lender.project("p").await, "d").await;
+        lender.attach(&lent, "a", b"x").await.expect(201);
+        let (link, url) = owner.link(&document).await;
+        let names = [("{share}", lender.share(&lent, &owner, "write").await), ("{link}", link), ("/s/{token}", url)];
+        names.iter().fold(target, |target, (name, value)| target.replace(name, value))
+    } else {
+        target
+    };
     let target = if target.contains("{message}") { target.replace("{message}", &dead_message(app).await.to_string()) } else { target };
     let target = if target.contains("{operator}") {
         target.replace("{operator}", &app.operator().add(&format!("o{n}"), "viewer").await.1)

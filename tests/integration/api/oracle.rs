@@ -14,6 +14,9 @@ use uuid::Uuid;
 
 use super::ABSENT;
 
+/// The slug of the tenant that shares with the others.
+const LENDER: &str = "the-lender";
+
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
 
 /// Whose thing a request names.
@@ -41,11 +44,17 @@ struct Things {
     impersonation: String,
     domain: String,
     webhook: String,
+    link: String,
+    /// The lender's document, which `share` shows.
+    lent: String,
+    share: String,
+    /// Not accepted yet.
+    offer: String,
 }
 
 impl Things {
     /// What a parameter of a path names.
-    fn named(&self, parameter: &str) -> &str {
+    fn named(&self, parameter: &str, path: &str) -> &str {
         match parameter {
             "project" => &self.project,
             "document" => &self.document,
@@ -57,12 +66,15 @@ impl Things {
             "impersonation" => &self.impersonation,
             "domain" => &self.domain,
             "webhook" => &self.webhook,
+            "link" => &self.link,
+            "share" if path.ends_with("/accept") || path.ends_with("/decline") => &self.offer,
+            "share" => &self.share,
             other => panic!("the document has a parameter {{{other}}}: teach me how to make one, of a tenant's own, and gone"),
         }
     }
 
     /// Names are as long as each other, so that an answer which repeats one has the same length.
-    async fn make(app: &TestApp, of: &Member, name: &str) -> Self {
+    async fn make(app: &TestApp, of: &Member, lender: &Member, name: &str) -> Self {
         let project = of.project("canary").await;
         let document = of.document(&project, "canary").await;
         of.attach(&document, name, b"canary").await.expect(201);
@@ -72,16 +84,27 @@ impl Things {
         let impersonation = of.visit().await;
         let domain = of.domain(&format!("{}.example.com", Uuid::new_v4())).await;
         let webhook = of.webhook("https://hooks.example.com/canary").await;
-        Self { project, document, name: name.to_owned(), member, invite, session, api_token, impersonation, domain, webhook }
+        let (link, _) = of.link(&document).await;
+        let theirs = lender.project("canary").await;
+        let (lent, offered) = (lender.document(&theirs, "canary").await, lender.document(&theirs, "canary").await);
+        lender.attach(&lent, name, b"canary").await.expect(201);
+        let (share, offer) = (lender.share(&lent, of, "write").await, lender.offer(&offered, of, "read").await);
+        let name = name.to_owned();
+        Self { project, document, name, member, invite, session, api_token, impersonation, domain, webhook, link, lent, share, offer }
     }
 
     /// Made and deleted. The attachment was one of the document in `beside` as well.
-    async fn unmake(app: &TestApp, of: &Member, name: &str, beside: &Self) -> Self {
-        let gone = Self::make(app, of, name).await;
-        of.attach(&beside.document, name, b"canary").await.expect(201);
-        for document in [&beside.document, &gone.document] {
-            of.delete(&format!("/api/v1/documents/{document}/attachments/{name}")).await.expect(204);
+    async fn unmake(app: &TestApp, of: &Member, lender: &Member, name: &str, beside: &Self) -> Self {
+        let gone = Self::make(app, of, lender, name).await;
+        for (of, beside, gone) in [(of, &beside.document, &gone.document), (lender, &beside.lent, &gone.lent)] {
+            of.attach(beside, name, b"canary").await.expect(201);
+            for document in [beside, gone] {
+                of.delete(&format!("/api/v1/documents/{document}/attachments/{name}")).await.expect(204);
+            }
         }
+        // As the erasure of the lender would: what has merely ended is shown for good.
+        let shares = sqlx::query("delete from tenancy.cross_tenant_shares where id::text in ($1, $2)").bind(&gone.share).bind(&gone.offer);
+        assert_eq!(shares.execute(&mut app.db_eye().await).await.expect("gone").rows_affected(), 2);
         of.delete(&format!("/api/v1/documents/{}", gone.document)).await.expect(204);
         of.delete(&format!("/api/v1/projects/{}", gone.project)).await.expect(204);
         of.delete(&format!("/api/v1/invites/{}", gone.invite)).await.expect(204);
@@ -107,6 +130,10 @@ impl Things {
             impersonation: id(),
             domain: format!("{}.example.com", id()),
             webhook: id(),
+            link: id(),
+            lent: id(),
+            share: id(),
+            offer: id(),
         }
     }
 }
@@ -114,10 +141,21 @@ impl Things {
 /// Everybody's things, and nobody's.
 type World = BTreeMap<Whose, Things>;
 
-async fn world(app: &TestApp, me: &Member, other: &Member) -> World {
-    let (own, foreign) = (Things::make(app, me, "my--own.txt").await, Things::make(app, other, "foreign.txt").await);
-    let gone = Things::unmake(app, me, "my-gone.txt", &own).await;
-    let foreign_gone = Things::unmake(app, other, "is-gone.txt", &foreign).await;
+/// A third tenant, which shares with whoever is named.
+async fn lender(app: &TestApp, with: [&Member; 2]) -> Member {
+    app.operator().allow_sharing().await;
+    let lender = app.tenant(LENDER).await;
+    for tenant in [&lender, with[0], with[1]] {
+        tenant.allow_sharing().await;
+    }
+    lender
+}
+
+async fn world(app: &TestApp, lender: &Member, me: &Member, other: &Member) -> World {
+    let own = Things::make(app, me, lender, "my--own.txt").await;
+    let foreign = Things::make(app, other, lender, "foreign.txt").await;
+    let gone = Things::unmake(app, me, lender, "my-gone.txt", &own).await;
+    let foreign_gone = Things::unmake(app, other, lender, "is-gone.txt", &foreign).await;
     ALL.into_iter().zip([own, foreign, gone, foreign_gone, Things::nobodys()]).collect()
 }
 
@@ -183,6 +221,8 @@ fn operations(document: &Value) -> Vec<Operation> {
                         "action",
                         "outcome",
                         "since",
+                        "direction",
+                        "ticket",
                         "until"
                     ]
                     .contains(&name.as_str()),
@@ -219,6 +259,14 @@ fn bodies(schema: &Value) -> Vec<Value> {
         let value = match (schema["type"].as_str(), name.as_str()) {
             (Some("object"), _) => json!({}),
             (Some("boolean"), _) => json!(true),
+            (Some("array"), "types") => json!(["document"]),
+            // Whoever sends it puts in a document of their own.
+            (Some("string"), "resource") => json!("document:{document}"),
+            (Some("string"), "target") => json!(LENDER),
+            (Some("string"), "perms") => json!("read"),
+            (None, "only_roles" | "only_subjects" | "targets" | "expires_at" | "max_uses" | "max_lifetime_seconds" | "passphrase") => {
+                Value::Null
+            }
             (Some("array"), "quotas") => json!([{ "metric": "users", "limit": 9 }]),
             (Some("string"), "slug") => json!("a-new-slug"),
             (Some("string"), "email") => json!("new@example.com"),
@@ -340,8 +388,12 @@ async fn probe(me: &Member, world: &World, operation: &Operation, method: &str, 
                 choices(operation.parameters.len()).into_iter().filter(|(own, _)| *own == depth).map(|(_, choice)| choice).collect();
             all.sort_by_key(|choice| choice[depth..].iter().any(|whose| *whose != Whose::Nobodys));
             for choice in all {
-                let given: Vec<&str> =
-                    operation.parameters.iter().zip(&choice).map(|(parameter, whose)| world[whose].named(parameter)).collect();
+                let given: Vec<&str> = operation
+                    .parameters
+                    .iter()
+                    .zip(&choice)
+                    .map(|(parameter, whose)| world[whose].named(parameter, &operation.path))
+                    .collect();
                 let target = operation.target(&given);
                 let reply = put(me.ask(method, &target)).await;
                 if (200..300).contains(&reply.status) && method != "HEAD" {
@@ -370,15 +422,16 @@ async fn served(app: &TestApp) -> Vec<Operation> {
     operations(&app.stranger().get("/openapi.json").await.expect(200).json())
 }
 
-/// The operations that name things of a tenant.
+/// The operations that name things of a tenant. What anybody may call names only what it takes a secret to name.
 fn naming(operations: &[Operation]) -> impl Iterator<Item = &Operation> {
-    operations.iter().filter(|operation| operation.side != Side::Operator && !operation.parameters.is_empty())
+    operations.iter().filter(|operation| operation.side == Side::Tenant && !operation.parameters.is_empty())
 }
 
 #[tokio::test]
 async fn what_is_not_ones_own_is_what_never_was() {
     let (app, acme, globex) = TestApp::with_tenants().await;
-    let world = world(&app, &acme, &globex).await;
+    let lender = lender(&app, [&acme, &globex]).await;
+    let world = world(&app, &lender, &acme, &globex).await;
     let of_globex = async || {
         let mut rows = app.db_everything().await;
         rows.values_mut().for_each(|rows| rows.retain(|row| row.contains(&globex.tenant)));
@@ -406,11 +459,12 @@ async fn what_is_not_ones_own_is_what_never_was() {
 /// Refusals are alike also because they come early: each request is done where all that it names is one's own.
 #[tokio::test]
 async fn control_the_same_requests_are_done_on_ones_own() {
-    let (app, acme, _globex) = TestApp::with_tenants().await;
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let lender = lender(&app, [&acme, &globex]).await;
     for operation in naming(&served(&app).await) {
         for body in operation.bodies.iter().map(Some).chain(operation.bodies.is_empty().then_some(None)) {
-            let own = Things::make(&app, &acme, "my--own.txt").await;
-            let given: Vec<&str> = operation.parameters.iter().map(|parameter| own.named(parameter)).collect();
+            let own = Things::make(&app, &acme, &lender, "my--own.txt").await;
+            let given: Vec<&str> = operation.parameters.iter().map(|parameter| own.named(parameter, &operation.path)).collect();
             let ask = acme.ask(&operation.method, &operation.target(&given));
             let reply = body.map_or(ask.clone(), |body| ask.json(body)).await;
             assert!((200..300).contains(&reply.status), "{} {body:?}: {reply:?}", operation.called());
@@ -426,7 +480,8 @@ async fn control_the_same_requests_are_done_on_ones_own() {
 async fn control_a_thing_that_crosses_is_told_on_every_route() {
     let (mut app, acme, globex) = TestApp::with_tenants().await;
     app.will_not_balance("rows of one tenant are given to the other");
-    let world = world(&app, &acme, &globex).await;
+    let lender = lender(&app, [&acme, &globex]).await;
+    let world = world(&app, &lender, &acme, &globex).await;
     let mut eye = app.db_eye().await;
     let operations = served(&app).await;
     for operation in naming(&operations) {
@@ -452,6 +507,15 @@ async fn control_a_thing_that_crosses_is_told_on_every_route() {
             );
             eye.execute(sqlx::AssertSqlSafe(give)).await.expect("crossed");
         }
+        // A share and a link belong to no table of tenants' own: the one turns to the other tenant, and its link is one there too.
+        let foreign = &world[&Whose::Foreign];
+        let shares = "update tenancy.cross_tenant_shares set target_tenant_id = $1::uuid, ended_at = null,
+                             state = case id::text when $2 then 'active' else 'offered' end where id::text in ($2, $3)";
+        sqlx::query(shares).bind(&acme.tenant).bind(&foreign.share).bind(&foreign.offer).execute(&mut eye).await.expect("crossed");
+        let link = "insert into tenancy.share_links (tenant_id, id, resource_type, resource_id, token_hash, label, expires_at, created_by)
+                    values ($1::uuid, $2::uuid, 'document', gen_random_uuid(), sha256(gen_random_uuid()::text::bytea), 'canary', now() + '1 day', 'a test')
+                    on conflict (tenant_id, id) do update set revoked_at = null";
+        sqlx::query(link).bind(&acme.tenant).bind(&foreign.link).execute(&mut eye).await.expect("crossed");
         let mut findings = Findings::default();
         probe(&acme, &world, operation, &operation.method, ways(Some(operation)), &mut findings).await;
         // A member that was removed stays as a row: the next operation finds it anew.
@@ -502,16 +566,17 @@ const NUMBERED: &str = "/api/v1/config/history";
 #[tokio::test]
 async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
     let (app, acme, globex) = TestApp::with_tenants().await;
-    let before = world(&app, &acme, &globex).await;
+    let lender = lender(&app, [&acme, &globex]).await;
+    let before = world(&app, &lender, &acme, &globex).await;
     acme.document(&before[&Whose::Own].project, "the second").await;
-    let after = world(&app, &acme, &globex).await;
+    let after = world(&app, &lender, &acme, &globex).await;
     let mut compared = 0;
     for operation in served(&app)
         .await
         .iter()
         .filter(|operation| operation.side == Side::Tenant && operation.query.contains(&"cursor".to_owned()) && operation.path != NUMBERED)
     {
-        let given: Vec<&str> = operation.parameters.iter().map(|parameter| before[&Whose::Own].named(parameter)).collect();
+        let given: Vec<&str> = operation.parameters.iter().map(|parameter| before[&Whose::Own].named(parameter, &operation.path)).collect();
         let target = operation.target(&given);
         let first = acme.get(&format!("{target}?limit=1")).await.expect(200);
         let cursor = URL_SAFE_NO_PAD.decode(first.text("next_cursor")).expect("base64");
@@ -540,17 +605,21 @@ async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
 }
 
 /// Tells how another tenant's key differs from a fresh one, on each operation that takes keys.
-async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String> {
+async fn keys_told(app: &TestApp, lender: &Member, acme: &Member, globex: &Member) -> Vec<String> {
     let mut found = Vec::new();
-    let (own, foreign) = (Things::make(app, acme, "my--own.txt").await, Things::make(app, globex, "foreign.txt").await);
+    let own = Things::make(app, acme, lender, "my--own.txt").await;
+    let foreign = Things::make(app, globex, lender, "foreign.txt").await;
     for operation in
         served(app).await.iter().filter(|operation| operation.side == Side::Tenant && operation.takes_key && !operation.bodies.is_empty())
     {
-        let names = |things: &Things| operation.parameters.iter().map(|name| things.named(name).to_owned()).collect::<Vec<_>>();
+        let names =
+            |things: &Things| operation.parameters.iter().map(|name| things.named(name, &operation.path).to_owned()).collect::<Vec<_>>();
         let ask = async |who: &Member, things: &Things, key: &str| {
             let names = names(things);
             let target = operation.target(&names.iter().map(String::as_str).collect::<Vec<_>>());
-            let reply = who.ask(&operation.method, &target).json(&operation.bodies[0]).with("idempotency-key", key).await;
+            let body = operation.bodies[0].to_string().replace("{document}", &things.document);
+            let ask = who.ask(&operation.method, &target).body(body).with("content-type", "application/json");
+            let reply = ask.with("idempotency-key", key).await;
             // Some things are there once.
             if !reply.header("location").is_empty() {
                 who.delete(reply.header("location")).await.expect(204);
@@ -564,7 +633,8 @@ async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String>
         // What is new each time.
         let made = |reply: &Reply| {
             let json = reply.json();
-            [&json["id"], &json["record"]["value"], &json["secret"]].map(|new| new.as_str().unwrap_or("nothing was made").to_owned())
+            [&json["id"], &json["record"]["value"], &json["secret"], &json["url"]]
+                .map(|new| new.as_str().unwrap_or("nothing was made").to_owned())
         };
         let (used_made, fresh_made) = (made(&used), made(&fresh));
         let (used, fresh) =
@@ -577,11 +647,12 @@ async fn keys_told(app: &TestApp, acme: &Member, globex: &Member) -> Vec<String>
 #[tokio::test]
 async fn another_tenants_key_is_a_fresh_key() {
     let (app, acme, globex) = TestApp::with_tenants().await;
-    assert_eq!(keys_told(&app, &acme, &globex).await, [""; 0]);
+    let lender = lender(&app, [&acme, &globex]).await;
+    assert_eq!(keys_told(&app, &lender, &acme, &globex).await, [""; 0]);
     // The control: a key of the table without the tenant is an oracle.
     let without = "truncate idempotency_keys; create unique index on idempotency_keys (key)";
     app.db_eye().await.execute(without).await.expect("a key without the tenant");
-    assert!(keys_told(&app, &acme, &globex).await.len() >= 5, "the detector is blind");
+    assert!(keys_told(&app, &lender, &acme, &globex).await.len() >= 5, "the detector is blind");
 }
 
 /// Tenants as a tenant's token sees them through the operators' routes and through hints: all alike, whoever and whatever they are.

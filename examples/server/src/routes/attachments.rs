@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
-use object_store::{ObjectStoreExt as _, WriteMultipart};
+use object_store::{GetResult, ObjectStoreExt as _, WriteMultipart};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use sqlx::FromRow;
@@ -45,13 +45,23 @@ const PARTS_IN_FLIGHT: usize = 2;
 
 #[derive(Debug, Serialize, FromRow)]
 pub(super) struct Attachment {
-    name: String,
-    size: i64,
+    pub(super) name: String,
+    pub(super) size: i64,
     sha256: String,
-    content_type: String,
+    pub(super) content_type: String,
     created_at: DateTime<Utc>,
     #[serde(skip)]
     object: Uuid,
+}
+
+pub(super) const COLUMNS: &str = "name, size, sha256, content_type, created_at, object";
+
+/// An attachment as a share or a link shows it, with whose it is.
+#[derive(Debug, FromRow)]
+pub(super) struct Shared {
+    tenant_id: Uuid,
+    #[sqlx(flatten)]
+    attachment: Attachment,
 }
 
 pub(super) async fn list(
@@ -94,19 +104,33 @@ pub(super) async fn download(
     .fetch_one(&mut app.db.read(&cx).await?)
     .await
     .map_err(from_sqlx)?;
-    let etag = etag(&found.sha256);
-    if preconditions.not_modified(&etag) {
-        return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag)]).into_response());
+    let tag = etag(&found.sha256);
+    if preconditions.not_modified(&tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
     }
     let content = app.objects.scope(&cx)?.get(&attachment_store::path(found.object)).await.map_err(into_error)?;
+    Ok(sent(found, content))
+}
+
+/// The content of what the database has just shown, from its owner's objects.
+pub(super) async fn send_shared(app: &App, Shared { tenant_id, attachment }: Shared, preconditions: &Preconditions) -> Result<Response> {
+    let tag = etag(&attachment.sha256);
+    if preconditions.not_modified(&tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
+    }
+    let content = app.objects.dangerous_get_shared(tenant_id.try_into()?, &attachment_store::path(attachment.object)).await?;
+    Ok(sent(attachment, content))
+}
+
+fn sent(found: Attachment, content: GetResult) -> Response {
     let headers: [(HeaderName, String); 5] = [
+        (CONTENT_DISPOSITION, disposition(&found.name)),
         (CONTENT_TYPE, found.content_type),
         (CONTENT_LENGTH, found.size.to_string()),
-        (CONTENT_DISPOSITION, disposition(&name)),
         (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox".to_owned()),
-        (ETAG, etag),
+        (ETAG, etag(&found.sha256)),
     ];
-    Ok((headers, Body::from_stream(content.into_stream())).into_response())
+    (headers, Body::from_stream(content.into_stream())).into_response()
 }
 
 /// Writes the content under a fresh key while it arrives, then the row; replaces an attachment of the same name.
@@ -367,7 +391,7 @@ async fn exists(tx: &mut TenantTx, document: Uuid) -> Result<()> {
 }
 
 /// A name is one plain segment of a path, also after further decoding, so that it is safe to save a file under it.
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let why = match parse_path(name) {
         Err(error) => error.message().to_owned(),
         Ok(_) if name.contains('/') => "must not contain '/'".to_owned(),
@@ -392,7 +416,7 @@ fn disposition(name: &str) -> String {
 }
 
 /// Encodes all but the characters that need it nowhere in a URL.
-fn percent_encode(text: &str) -> String {
+pub(super) fn percent_encode(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             out.push(char::from(byte));

@@ -23,6 +23,9 @@ use crate::idempotency::{Answer, Memory, Submitted};
 use crate::page::{List, Page, PageQuery};
 use crate::precondition::{Preconditions, etag, mismatch};
 
+/// The type of documents as shared resources.
+pub(super) const DOCUMENT: &str = "document";
+
 #[derive(Debug, Serialize, FromRow)]
 struct Document {
     id: Uuid,
@@ -148,9 +151,16 @@ pub(super) async fn show(
 #[serde(deny_unknown_fields)]
 pub(super) struct Change {
     #[serde(default, deserialize_with = "present")]
-    title: Option<String>,
+    pub(super) title: Option<String>,
     #[serde(default, deserialize_with = "present")]
-    content: Option<String>,
+    pub(super) content: Option<String>,
+}
+
+impl Change {
+    pub(super) fn check(&self) -> Result<()> {
+        self.title.as_ref().map_or(Ok(()), |title| check_line("title", title, MAX_TITLE))?;
+        self.content.as_ref().map_or(Ok(()), |text| check_text("content", text, MAX_CONTENT))
+    }
 }
 
 pub(super) async fn change(
@@ -162,8 +172,7 @@ pub(super) async fn change(
     Json(body): Json<Change>,
 ) -> Result<Answer, Problem> {
     cx.require(Role::Member)?;
-    body.title.as_ref().map_or(Ok(()), |title| check_line("title", title, MAX_TITLE))?;
-    body.content.as_ref().map_or(Ok(()), |text| check_text("content", text, MAX_CONTENT))?;
+    body.check()?;
     let mut tx = app.db.begin(&cx).await?;
     lock(&mut tx, *id, &preconditions).await?;
     let document: Document = sqlx::query_as(

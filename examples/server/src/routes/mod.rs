@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use tenancy_core::OperatorRole;
 use tenancy_tower::{AdmitLayer, HostResolver, ResolveTenant, ResolveTenantLayer};
@@ -31,6 +31,8 @@ mod flags;
 mod impersonations;
 mod invites;
 mod lifecycle;
+mod link_page;
+mod links;
 mod logo;
 mod mailbox;
 mod members;
@@ -39,8 +41,12 @@ mod open;
 mod operators;
 mod outbox;
 mod projects;
+mod public;
 mod quotas;
 mod sessions;
+mod shared;
+mod shares;
+mod sharing;
 mod sign_in;
 mod tenant;
 mod tenants;
@@ -77,6 +83,15 @@ fn open_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/sign-in", sign_in::request),
         route(Method::POST, "/api/v1/sign-in/accept", sign_in::accept),
         route(Method::POST, "/api/v1/invites/accept", sign_in::accept_invite),
+    ]
+}
+
+/// For anybody who has a link.
+fn link_routes() -> Vec<Route> {
+    vec![
+        route(Method::GET, "/s/{token}", public::open),
+        route(Method::POST, "/s/{token}", public::open_with),
+        route(Method::GET, "/s/{token}/attachments/{name}", public::download),
     ]
 }
 
@@ -123,6 +138,9 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/flags/{flag}", flags::show).open_to(Viewer),
         route(Method::PUT, "/api/v1/flags/{flag}", flags::put),
         route(Method::DELETE, "/api/v1/flags/{flag}", flags::remove),
+        route(Method::GET, "/api/v1/sharing-platform", sharing::platform).open_to(Viewer),
+        route(Method::PUT, "/api/v1/sharing-platform", sharing::put_platform),
+        route(Method::GET, "/api/v1/tenants/{tenant}/shares", sharing::of_tenant).open_to(Viewer),
     ]
 }
 
@@ -189,6 +207,24 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PUT, "/api/v1/branding/logo", logo::upload),
         route(Method::DELETE, "/api/v1/branding/logo", logo::delete),
         route(Method::GET, "/api/v1/flags", flags::own),
+        route(Method::GET, "/api/v1/sharing", sharing::show),
+        route(Method::PUT, "/api/v1/sharing", sharing::put),
+        route(Method::POST, "/api/v1/shares", shares::create),
+        route(Method::GET, "/api/v1/shares", shares::list),
+        route(Method::GET, "/api/v1/shares/{share}", shares::show),
+        route(Method::DELETE, "/api/v1/shares/{share}", shares::end),
+        route(Method::POST, "/api/v1/shares/{share}/accept", shares::accept),
+        route(Method::POST, "/api/v1/shares/{share}/decline", shares::decline),
+        route(Method::GET, "/api/v1/shares/{share}/log", shares::log),
+        route(Method::GET, "/api/v1/shares/{share}/document", shared::show),
+        route(Method::PATCH, "/api/v1/shares/{share}/document", shared::change),
+        route(Method::GET, "/api/v1/shares/{share}/attachments", shared::list_attachments),
+        route(Method::GET, "/api/v1/shares/{share}/attachments/{name}", shared::download),
+        route(Method::GET, "/api/v1/documents", shared::list),
+        route(Method::POST, "/api/v1/links", links::create),
+        route(Method::GET, "/api/v1/links", links::list),
+        route(Method::GET, "/api/v1/links/{link}", links::show),
+        route(Method::DELETE, "/api/v1/links/{link}", links::revoke),
     ]
 }
 
@@ -216,7 +252,8 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, host: Option<
         .route_layer(ResolveTenantLayer::new(catalog, Callers::or_visiting(&resolver, host)))
         .route_layer(from_fn_with_state(Arc::clone(app), impersonate))
         .route_layer(from_fn_with_state(Arc::clone(app), identify));
-    let mut router = mount(open_routes()).merge(tenants).merge(visitors);
+    let links = mount(link_routes()).layer(from_fn(public::shield));
+    let mut router = mount(open_routes()).merge(links).merge(tenants).merge(visitors);
     // For people who follow a link in a mail, and no part of the API.
     router = router
         .route("/welcome/{token}", on(MethodFilter::GET, doors::welcome).on(MethodFilter::POST, doors::join))
@@ -258,7 +295,7 @@ mod tests {
                 documented.insert(format!("{} {path}", method.to_uppercase()));
             }
         }
-        let routes = [open_routes(), operator_routes(), tenant_routes(), visitor_routes()].into_iter().flatten();
+        let routes = [open_routes(), link_routes(), operator_routes(), tenant_routes(), visitor_routes()].into_iter().flatten();
         let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
         assert_eq!(documented, routed);
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -286,6 +323,7 @@ mod tests {
             (operator_routes(), "[{\"operator\":[]}]"),
             (tenant_routes(), "[{\"tenant\":[]}]"),
             (visitor_routes(), "[{\"tenant\":[]},{}]"),
+            (link_routes(), "[]"),
         ] {
             for Route { method, path, .. } in routes {
                 let operation = &document["paths"][path][method.as_str().to_lowercase()];

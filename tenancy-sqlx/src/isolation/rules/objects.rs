@@ -46,6 +46,18 @@ pub(super) const RULES: &[Rule] = &[
        from given, views v where v.relkind = 'm' group by given.app, v.schema, v.name, v.sql, v.reader",
     ),
     rule(
+        "shared-view-changed",
+        Critical,
+        "something of the schema tenancy_views is not what share_table makes",
+        "select 'tenancy_views'::text as schema, c.relname::text as object,
+            format('%I.%I reads shared rows with the rights of %s, whom no policy binds, and is not what share_table made', n.nspname, c.relname, c.relowner::regrole) as explanation,
+            format('DROP VIEW %I.%I; -- and CALL tenancy.share_table for its table again', n.nspname, c.relname) as mend,
+            format('SELECT pg_get_viewdef(%L::regclass);', format('%I.%I', n.nspname, c.relname)) as demonstrate
+       from pg_class c join pg_namespace n on n.oid = c.relnamespace
+      where n.nspname = 'tenancy_views' and c.relkind in ('v', 'm', 'r', 'p', 'f') and c.relname <> 'incoming'
+        and not exists (select from tenancy.shared_tables s where c.oid in (s.read_view, s.link_view, s.write_view) and tenancy.view_digest(c.oid) = any (s.digests))",
+    ),
+    rule(
         "rule-on-table",
         High,
         "a rule rewrites statements on a tenant's table",

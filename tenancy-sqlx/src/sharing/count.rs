@@ -1,0 +1,41 @@
+//! What is shared, opened and refused, for whoever measures (feature `metrics`).
+
+use tenancy_core::share::{Share, ShareState};
+use tenancy_core::{Error, ErrorKind};
+
+/// A share that was offered, or went on to another state.
+pub(super) fn moved(share: &Share) {
+    let state = match share.state {
+        ShareState::Offered => "offered",
+        ShareState::Active => "active",
+        ShareState::Declined => "declined",
+        ShareState::Withdrawn => "withdrawn",
+        ShareState::Revoked => "revoked",
+        ShareState::Left => "left",
+        ShareState::Expired => "expired",
+        _ => "gone",
+    };
+    add("share", state, "done");
+}
+
+/// Something that was done about a link.
+pub(super) fn link(state: &'static str) {
+    add("link", state, "done");
+}
+
+/// A share or link that somebody has opened, or was refused.
+pub(super) fn opened<T>(kind: &'static str, opened: &Result<T, Error>) {
+    match opened {
+        Ok(_) => add(kind, "opened", "done"),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthenticated) => add(kind, "opened", "denied"),
+        Err(_) => {}
+    }
+}
+
+#[cfg(feature = "metrics")]
+fn add(kind: &'static str, state: &'static str, outcome: &'static str) {
+    metrics::counter!("crossTenant.shares", "kind" => kind, "state" => state, "outcome" => outcome).increment(1);
+}
+
+#[cfg(not(feature = "metrics"))]
+fn add(_kind: &'static str, _state: &'static str, _outcome: &'static str) {}

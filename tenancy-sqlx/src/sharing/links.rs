@@ -1,0 +1,227 @@
+//! Links: whoever has the token reads one resource, without being anybody.
+
+use argon2::{Argon2, PasswordHash, PasswordHasher as _, PasswordVerifier as _};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
+use tenancy_core::share::{Link, NewLink, ResourceRef};
+use tenancy_core::{Error, ErrorKind, Result, TenantContext, TenantId};
+use uuid::Uuid;
+
+use super::{admin, count, literal, refused};
+use crate::db::TenantDb;
+use crate::error::from_sqlx;
+use crate::lease::Lease;
+use crate::token::Token;
+use crate::tx::{TenantTx, Tx};
+
+const COLUMNS: &str = "id, resource_type, resource_id, label, created_at, expires_at, max_uses, uses, has_passphrase, revoked_at";
+
+/// The scope of a transaction that shows what a link opened.
+#[derive(Debug)]
+pub struct ForLink(());
+
+/// A READ ONLY transaction that sees one resource, in the views `tenancy_views.<table>_link`, and serves no tenant.
+pub type LinkTx = Tx<ForLink>;
+
+/// A link that was opened: for ten minutes, [`read_link`](TenantDb::read_link) shows what it is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenedLink {
+    /// Which link.
+    pub link: Uuid,
+    /// Whose it is.
+    pub owner: TenantId,
+    /// What it shows.
+    pub resource: ResourceRef,
+    /// A secret of 64 hexadecimal digits, which stands for this opening.
+    pub ticket: String,
+}
+
+struct Found(Link);
+
+impl FromRow<'_, PgRow> for Found {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        let resource = ResourceRef::new(row.try_get("resource_type")?, row.try_get("resource_id")?);
+        let resource = resource.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+        let mut link = Link::new(row.try_get("id")?, resource, row.try_get("created_at")?, row.try_get("expires_at")?);
+        link.label = row.try_get("label")?;
+        link.max_uses = row.try_get::<Option<i64>, _>("max_uses")?.and_then(|most| most.try_into().ok());
+        link.uses = row.try_get::<i64, _>("uses")?.try_into().unwrap_or_default();
+        link.has_passphrase = row.try_get("has_passphrase")?;
+        link.revoked_at = row.try_get("revoked_at")?;
+        Ok(Self(link))
+    }
+}
+
+impl TenantTx {
+    /// Makes a link to a resource of this tenant. Its token can be had here alone: only its hash is stored.
+    ///
+    /// # Errors
+    /// - [`Forbidden`](ErrorKind::Forbidden) unless `by` is an admin, and platform and tenant have links switched on.
+    /// - [`NotFound`](ErrorKind::NotFound): this tenant has no such resource.
+    /// - [`Invalid`](ErrorKind::Invalid), with the field.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn create_link(&mut self, by: &TenantContext, new: &NewLink) -> Result<(Link, Token)> {
+        admin(self, by)?;
+        new.check()?;
+        let token = Token::new("")?;
+        let phrase = match new.passphrase.clone() {
+            Some(phrase) => Some(hashed(phrase).await?),
+            None => None,
+        };
+        let actor = by.principal().actor();
+        let sql = format!("select {COLUMNS} from tenancy.link_create($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)");
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(Uuid::now_v7())
+            .bind(new.resource.kind())
+            .bind(new.resource.id())
+            .bind(token.sha256().to_vec())
+            .bind(&new.label)
+            .bind(new.expires_at)
+            .bind(new.max_uses.map(i64::from))
+            .bind(phrase)
+            .bind(actor.kind())
+            .bind(actor.subject().map(|subject| subject.as_str().to_owned()))
+            .bind(by.request_id());
+        let Found(link) = query.fetch_one(self).await.map_err(refused)?;
+        count::link("active");
+        Ok((link, token))
+    }
+
+    /// Revokes a link: from the commit on it opens nothing, and what it opened shows nothing.
+    ///
+    /// # Errors
+    /// [`Forbidden`](ErrorKind::Forbidden) unless `by` is an admin; [`NotFound`](ErrorKind::NotFound). Revoked again, it stays revoked.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn revoke_link(&mut self, by: &TenantContext, link: Uuid) -> Result<()> {
+        admin(self, by)?;
+        let actor = by.principal().actor();
+        let query = sqlx::query_scalar("select tenancy.link_revoke($1, $2, $3, $4)").bind(link).bind(actor.kind());
+        let query = query.bind(actor.subject().map(|subject| subject.as_str().to_owned())).bind(by.request_id());
+        if !query.fetch_one(self).await.map_err(refused)? {
+            return Err(Error::not_found());
+        }
+        count::link("revoked");
+        Ok(())
+    }
+
+    /// A link of this tenant.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound).
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn link(&mut self, id: Uuid) -> Result<Link> {
+        let sql = format!("select {COLUMNS} from tenancy.share_links where tenant_id = $1 and id = $2");
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(self.tenant_id().as_uuid()).bind(id);
+        query.fetch_one(self).await.map(|Found(link)| link).map_err(from_sqlx)
+    }
+
+    /// At most `limit` links with ids before `before`, the newest first, ended ones too.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn links(&mut self, before: Uuid, limit: i64) -> Result<Vec<Link>> {
+        let sql = format!("select {COLUMNS} from tenancy.share_links where tenant_id = $1 and id < $2 order by id desc limit $3");
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(self.tenant_id().as_uuid()).bind(before).bind(limit);
+        Ok(query.fetch_all(self).await.map_err(from_sqlx)?.into_iter().map(|Found(link)| link).collect())
+    }
+}
+
+impl TenantDb {
+    /// Opens a link: one of its uses. `client` (an address, say) goes into the tenant's audit log with the request, or with the denial.
+    ///
+    /// # Errors
+    /// - [`NotFound`](ErrorKind::NotFound) for every token that opens nothing: unknown, malformed, revoked, used up, expired, locked.
+    /// - [`Unauthenticated`](ErrorKind::Unauthenticated): it needs a passphrase, and this is none or a wrong one. After ten wrong ones
+    ///   in a row the link is locked for a quarter of an hour.
+    ///
+    /// # Cancel safety
+    /// Safe; the use may be counted.
+    pub async fn open_link(&self, token: &str, passphrase: Option<&str>, client: &str, request_id: Uuid) -> Result<OpenedLink> {
+        let opened = self.open_token(token, passphrase, client, request_id).await;
+        count::opened("link", &opened);
+        opened
+    }
+
+    async fn open_token(&self, token: &str, passphrase: Option<&str>, client: &str, request_id: Uuid) -> Result<OpenedLink> {
+        let token = Token::parse("", token).ok_or_else(Error::not_found)?;
+        let mut tx = self.link_tx("BEGIN", false).await?;
+        let found = sqlx::query_scalar("select passphrase from tenancy.link_find($1)").bind(token.sha256().to_vec());
+        let phrase: Option<String> = found.fetch_optional(&mut tx).await.map_err(from_sqlx)?.ok_or_else(Error::not_found)?;
+        let wrong = match (phrase, passphrase) {
+            (None, _) => false,
+            (Some(_), None) => return Err(asks()),
+            (Some(hash), Some(said)) => !matches(hash, said.to_owned()).await?,
+        };
+        let query =
+            sqlx::query("select ticket, owner_tenant_id, link_id, resource_type, resource_id from tenancy.link_open($1, $2, $3, $4)")
+                .bind(token.sha256().to_vec())
+                .bind(wrong)
+                .bind(client.chars().take(200).collect::<String>())
+                .bind(request_id);
+        let opened = query.fetch_optional(&mut tx).await.map_err(from_sqlx)?;
+        tx.commit().await?;
+        if wrong {
+            return Err(asks());
+        }
+        let row = opened.ok_or_else(Error::not_found)?;
+        let decode = |error: Error| sqlx::Error::Decode(Box::new(error));
+        let read = || -> sqlx::Result<OpenedLink> {
+            Ok(OpenedLink {
+                link: row.try_get("link_id")?,
+                owner: row.try_get("owner_tenant_id").and_then(|id| TenantId::from_uuid(id).map_err(decode))?,
+                resource: ResourceRef::new(row.try_get("resource_type")?, row.try_get("resource_id")?).map_err(decode)?,
+                ticket: row.try_get("ticket")?,
+            })
+        };
+        read().map_err(from_sqlx)
+    }
+
+    /// Begins a transaction that sees what `ticket` stands for: drop it when done. If the ticket is no good, or its link no longer, it
+    /// sees nothing.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if `ticket` can't be one; [`Unavailable`](ErrorKind::Unavailable).
+    ///
+    /// # Cancel safety
+    /// As [`begin`](TenantDb::begin).
+    pub async fn read_link(&self, ticket: &str) -> Result<LinkTx> {
+        if ticket.len() != 64 || !ticket.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(Error::not_found());
+        }
+        self.link_tx(&format!("BEGIN READ ONLY; SET LOCAL tenancy.ticket = {}", literal(ticket)), true).await
+    }
+
+    async fn link_tx(&self, begin: &str, read_only: bool) -> Result<LinkTx> {
+        let inner = self.inner();
+        let lease = Lease::begin(&inner.pool, begin, inner.scrub).await.map_err(from_sqlx)?;
+        Ok(Tx::new(lease, ForLink(()), read_only, inner.named_statements))
+    }
+}
+
+fn asks() -> Error {
+    Error::new(ErrorKind::Unauthenticated, "this link asks for its passphrase")
+}
+
+/// A slow hash, off the threads that serve.
+async fn hashed(phrase: String) -> Result<String> {
+    let hash = tokio::task::spawn_blocking(move || Argon2::default().hash_password(phrase.as_bytes()).map(|hash| hash.to_string()));
+    let failed = || Error::new(ErrorKind::Internal, "the passphrase could not be hashed");
+    hash.await.map_err(|source| failed().with_source(source))?.map_err(|source| failed().with_source(source.to_string()))
+}
+
+async fn matches(hash: String, said: String) -> Result<bool> {
+    let checked = tokio::task::spawn_blocking(move || {
+        PasswordHash::new(&hash).is_ok_and(|hash| Argon2::default().verify_password(said.as_bytes(), &hash).is_ok())
+    });
+    checked.await.map_err(|source| Error::new(ErrorKind::Internal, "the passphrase could not be checked").with_source(source))
+}

@@ -1,0 +1,512 @@
+//! Sharing over HTTP: between tenants, and by links.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use harness::actors::{Actor, Ask, Member, Reply, exchange};
+use harness::app::TestApp;
+use harness::program::command;
+use serde_json::{Value, json};
+
+use super::ABSENT;
+
+/// Two tenants that may share, and a document of the first with an attachment; beside it, one that is shared with nobody.
+struct Two {
+    app: TestApp,
+    acme: Member,
+    globex: Member,
+    document: String,
+    beside: String,
+}
+
+impl Two {
+    async fn new() -> Self {
+        let (app, acme, globex) = TestApp::with_tenants().await;
+        app.operator().allow_sharing().await;
+        for tenant in [&acme, &globex] {
+            tenant.allow_sharing().await;
+        }
+        let project = acme.project("a secret project").await;
+        let (document, beside) = (acme.document(&project, "the plan").await, acme.document(&project, "beside").await);
+        acme.attach(&document, "plan.txt", b"the plan's text").await.expect(201);
+        acme.attach(&beside, "beside.txt", b"canary").await.expect(201);
+        Self { app, acme, globex, document, beside }
+    }
+
+    fn resource(&self) -> String {
+        format!("document:{}", self.document)
+    }
+
+    /// The text of the other document, which is nowhere to be seen.
+    fn silent(&self, reply: &Reply) {
+        reply.is_silent_about(["beside", "canary", "secret", &self.beside]);
+    }
+}
+
+async fn told(of: &Member, share: &str) -> Vec<String> {
+    let log = of.get(&format!("/api/v1/shares/{share}/log")).await.expect(200).json();
+    let items = log["items"].as_array().expect("items").iter().rev();
+    items
+        .map(|event| {
+            let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+            format!("{} {} {}", text("action"), text("outcome"), text("actor_kind"))
+        })
+        .collect()
+}
+
+/// The walk of `docs/sharing.md`.
+#[tokio::test]
+async fn share_accept_read_and_be_refused_when_it_ends() {
+    let two = Two::new().await;
+    let (acme, globex) = (&two.acme, &two.globex);
+    let viewer = globex.role("viewer");
+    let body = json!({ "resource": two.resource(), "target": globex.slug, "perms": "read" });
+    let offered = acme.post("/api/v1/shares", &body).with("idempotency-key", "once").await.expect(201);
+    let again = acme.post("/api/v1/shares", &body).with("idempotency-key", "once").await.expect(201);
+    assert_eq!((again.text("id"), again.header("idempotency-replayed")), (offered.text("id"), "true"));
+    acme.post("/api/v1/shares", &body).await.expect(409).problem("conflict");
+    let share = offered.text("id");
+    let path = |rest: &str| format!("/api/v1/shares/{share}{rest}");
+    assert_eq!((offered.text("state"), offered.text("target")), ("offered".to_owned(), globex.tenant.clone()));
+
+    // What is not accepted shows nothing, and is there for admins alone.
+    viewer.get(&path("/document")).await.expect(404);
+    viewer.get(&path("")).await.expect(403);
+    let incoming = globex.get("/api/v1/shares").await.expect(200).json();
+    assert_eq!(incoming["items"][0]["id"], share.as_str());
+    assert_eq!(globex.get("/api/v1/shares?direction=outgoing").await.expect(200).json()["items"], json!([]));
+    acme.ask("POST", &path("/accept")).await.expect(409).problem("conflict");
+    viewer.ask("POST", &path("/accept")).await.expect(403);
+    let accepted = globex.ask("POST", &path("/accept")).await.expect(200);
+    assert_eq!((accepted.text("state"), accepted.header("etag")), ("active".to_owned(), "\"2\""));
+
+    let shown = viewer.get(&path("/document")).await.expect(200);
+    assert_eq!((shown.text("title"), shown.text("content"), shown.text("perms")), ("the plan".into(), "text".into(), "read".into()));
+    assert!(shown.json().get("project_id").is_none());
+    two.silent(&shown);
+    viewer.get(&path("/document")).with("if-none-match", shown.header("etag")).await.expect(304);
+    let mine = globex.document(&globex.project("p").await, "mine").await;
+    let all = viewer.get("/api/v1/documents").await.expect(200);
+    two.silent(&all);
+    let all: Vec<_> = all.json()["items"].as_array().expect("items").iter().map(|d| (d["id"].clone(), d["share_id"].clone())).collect();
+    assert_eq!(all, [(json!(mine), Value::Null), (json!(two.document), json!(share))]);
+
+    // A share to read is no share to write, and the document's own path is no way to it.
+    globex.patch(&path("/document"), &json!({ "title": "x" })).await.expect(403).problem("forbidden");
+    globex.get(&format!("/api/v1/documents/{}", two.document)).await.expect(404);
+    globex.patch(&format!("/api/v1/documents/{}", two.document), &json!({ "title": "x" })).await.expect(404);
+
+    acme.delete(&path("")).await.expect(204);
+    acme.delete(&path("")).await.expect(204);
+    for reply in [
+        viewer.get(&path("/document")).await,
+        viewer.get(&path("/attachments")).await,
+        viewer.get(&path("/attachments/plan.txt")).await,
+        globex.patch(&path("/document"), &json!({})).await,
+    ] {
+        reply.expect(404).problem("not-found");
+    }
+    assert_eq!(globex.get(&path("")).await.expect(200).text("state"), "revoked");
+    assert_eq!(viewer.get("/api/v1/documents").await.expect(200).json()["items"].as_array().map(Vec::len), Some(1));
+    let opens = ["share.open denied", "share.open done", "share.open done"];
+    let (here, there) = (told(acme, &share).await, told(globex, &share).await);
+    assert_eq!(here[0], "share.offered done member");
+    assert_eq!(there[0], "share.offered done tenant");
+    for log in [&here, &there] {
+        let actions: Vec<&str> = log.iter().map(|event| event.rsplit_once(' ').expect("three words").0).collect();
+        let mut expected = vec!["share.offered done", opens[0], "share.accepted done", opens[1], opens[2], opens[1], "share.ended done"];
+        expected.extend([opens[0]; 4]);
+        assert_eq!(actions, expected, "{log:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_share_to_write_changes_the_version_that_was_read() {
+    let two = Two::new().await;
+    let share = two.acme.share(&two.document, &two.globex, "write").await;
+    let path = format!("/api/v1/shares/{share}/document");
+    let change = json!({ "title": "their title" });
+    two.globex.role("viewer").patch(&path, &change).await.expect(403);
+    two.globex.patch(&path, &change).with("if-match", "\"7\"").await.expect(412).problem("version-mismatch");
+    two.globex.patch(&path, &json!({ "title": "" })).await.invalid("title");
+    two.globex.patch(&path, &json!({ "project_id": ABSENT })).await.invalid("project_id");
+    let changed = two.globex.role("member").patch(&path, &change).with("if-match", "\"1\"").await.expect(200);
+    assert_eq!((changed.text("title"), changed.text("content"), changed.header("etag")), ("their title".into(), "text".into(), "\"2\""));
+    let own = two.acme.get(&format!("/api/v1/documents/{}", two.document)).await.expect(200);
+    assert_eq!((own.text("title"), own.header("etag")), ("their title".to_owned(), "\"2\""));
+    // The control: without If-Match any version will do.
+    two.globex.patch(&path, &json!({ "content": "their text" })).await.expect(200);
+}
+
+#[tokio::test]
+async fn attachments_come_along_and_none_beside() {
+    let two = Two::new().await;
+    let share = two.acme.share(&two.document, &two.globex, "read").await;
+    let viewer = two.globex.role("viewer");
+    let path = |rest: &str| format!("/api/v1/shares/{share}/attachments{rest}");
+    let list = viewer.get(&path("")).await.expect(200);
+    two.silent(&list);
+    assert_eq!(list.json()["items"].as_array().expect("items").iter().map(|a| &a["name"]).collect::<Vec<_>>(), ["plan.txt"]);
+    let file = viewer.get(&path("/plan.txt")).await.expect(200);
+    assert_eq!((&file.body[..], file.header("x-content-type-options")), (&b"the plan's text"[..], "nosniff"));
+    assert!(file.header("content-disposition").starts_with("attachment;"));
+    viewer.get(&path("/plan.txt")).with("if-none-match", file.header("etag")).await.expect(304);
+    for nothing in ["/beside.txt", "/nothing.txt"] {
+        viewer.get(&path(nothing)).await.expect(404).problem("not-found");
+    }
+    viewer.get(&path("/..%2fplan.txt")).await.invalid("name");
+    // The share's own names are not those of the tenant: what globex has under them is another thing.
+    let mine = two.globex.document(&two.globex.project("p").await, "mine").await;
+    two.globex.attach(&mine, "plan.txt", b"mine").await.expect(201);
+    assert_eq!(viewer.get(&path("/plan.txt")).await.expect(200).body, b"the plan's text");
+    two.globex.put(&path("/plan.txt"), b"x".to_vec()).await.expect(405);
+}
+
+#[tokio::test]
+async fn a_third_tenant_and_the_wrong_side_find_nothing() {
+    let two = Two::new().await;
+    let initech = two.app.tenant("initech").await;
+    let share = two.acme.share(&two.document, &two.globex, "write").await;
+    let asks = |who: &Member, share: &str| -> Vec<Ask> {
+        let path = |rest: &str| format!("/api/v1/shares/{share}{rest}");
+        vec![
+            who.get(&path("/document")),
+            who.patch(&path("/document"), &json!({ "title": "x" })),
+            who.get(&path("/attachments")),
+            who.get(&path("/attachments/plan.txt")),
+            who.get(&path("")),
+            who.get(&path("/log")),
+            who.ask("POST", &path("/accept")),
+            who.ask("POST", &path("/decline")),
+            who.delete(&path("")),
+        ]
+    };
+    let before = two.app.db_everything().await;
+    for (theirs, nobodys) in asks(&initech, &share).into_iter().zip(asks(&initech, ABSENT)) {
+        let (theirs, nobodys) = (theirs.await.expect(404), nobodys.await);
+        assert_eq!(theirs.comparable(), nobodys.comparable());
+    }
+    assert_eq!(two.app.db_everything().await, before, "a stranger's requests are no events of the share");
+    // The owner has the document, and not the share's view of it.
+    for (theirs, nobodys) in asks(&two.acme, &share).into_iter().zip(asks(&two.acme, ABSENT)).take(4) {
+        assert_eq!(theirs.await.expect(404).comparable(), nobodys.await.comparable());
+    }
+    two.globex.get(&format!("/api/v1/shares/{share}/document")).await.expect(200);
+    initech.get("/api/v1/links").await.expect(200);
+}
+
+#[tokio::test]
+async fn a_share_for_some_is_nothing_to_others() {
+    let two = Two::new().await;
+    let mut body = json!({ "resource": two.resource(), "target": two.globex.tenant, "perms": "read", "only_roles": ["member"] });
+    let share = two.acme.post("/api/v1/shares", &body).await.expect(201).text("id");
+    two.globex.ask("POST", &format!("/api/v1/shares/{share}/accept")).await.expect(200);
+    let path = format!("/api/v1/shares/{share}/document");
+    two.globex.role("member").get(&path).await.expect(200);
+    for other in ["viewer", "admin"] {
+        two.globex.role(other).get(&path).await.expect(404);
+        assert_eq!(two.globex.role(other).get("/api/v1/documents").await.expect(200).json()["items"], json!([]));
+    }
+    two.acme.delete(&format!("/api/v1/shares/{share}")).await.expect(204);
+    body["only_roles"] = Value::Null;
+    body["only_subjects"] = json!(["the-viewer"]);
+    let share = two.acme.post("/api/v1/shares", &body).await.expect(201).text("id");
+    two.globex.ask("POST", &format!("/api/v1/shares/{share}/accept")).await.expect(200);
+    let path = format!("/api/v1/shares/{share}/document");
+    two.globex.role("viewer").get(&path).await.expect(200);
+    two.globex.role("member").get(&path).await.expect(404);
+}
+
+#[tokio::test]
+async fn whom_nothing_can_be_offered_to_is_nobody() {
+    let two = Two::new().await;
+    let (deaf, suspended) = (two.app.tenant("initech").await, two.app.tenant("umbrella").await);
+    suspended.allow_sharing().await;
+    two.app.operator().ask("POST", "/api/v1/tenants/umbrella/suspend").await.expect(200);
+    let mut answers = Vec::new();
+    for target in [ABSENT, "nobody", "!!", "", &deaf.slug, &deaf.tenant, &suspended.slug, &suspended.tenant, &two.acme.slug] {
+        let body = json!({ "resource": two.resource(), "target": target, "perms": "read" });
+        let reply = two.acme.post("/api/v1/shares", &body).await;
+        reply.invalid("target");
+        answers.push(reply.comparable());
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+    let body = json!({ "resource": two.resource(), "target": two.globex.slug, "perms": "read" });
+    two.acme.post("/api/v1/shares", &body).await.expect(201);
+}
+
+#[tokio::test]
+async fn bad_bodies_are_refused_by_field_and_leave_nothing() {
+    let two = Two::new().await;
+    let before = two.app.db_everything().await;
+    let with = |mut body: Value, name: &str, value: Value| {
+        body[name] = value;
+        body
+    };
+    let share = json!({ "resource": two.resource(), "target": two.globex.slug, "perms": "read" });
+    let link = json!({ "resource": two.resource() });
+    let policy = json!({ "offers": true });
+    for (path, good, name, value) in [
+        ("shares", &share, "resource", json!("document")),
+        ("shares", &share, "resource", json!(format!("secret:{}", two.document))),
+        ("shares", &share, "perms", json!("own")),
+        ("shares", &share, "only_roles", json!([])),
+        ("shares", &share, "only_subjects", json!([])),
+        ("shares", &share, "expires_at", json!("2020-01-01T00:00:00Z")),
+        ("shares", &share, "tenant_id", json!(ABSENT)),
+        ("links", &link, "resource", json!(two.document)),
+        ("links", &link, "max_uses", json!(0)),
+        ("links", &link, "max_uses", json!(-1)),
+        ("links", &link, "passphrase", json!("short")),
+        ("links", &link, "label", json!("a\nb")),
+        ("links", &link, "expires_at", json!("2999-01-01T00:00:00Z")),
+        ("links", &link, "token", json!("x")),
+    ] {
+        two.acme.post(&format!("/api/v1/{path}"), &with(good.clone(), name, value)).await.invalid(name);
+    }
+    for (name, value) in
+        [("types", json!(["secret"])), ("targets", json!(["x"])), ("max_lifetime_seconds", json!(0)), ("version", json!(1))]
+    {
+        let field = if name == "targets" { "targets[0]" } else { name };
+        two.acme.put("/api/v1/sharing", "").json(&with(policy.clone(), name, value)).await.invalid(field);
+    }
+    let operator = two.app.operator();
+    operator.put("/api/v1/sharing-platform", "").json(&json!({ "max_lifetime_seconds": 0 })).await.invalid("max_lifetime_seconds");
+    operator.put("/api/v1/sharing-platform", "").json(&json!({ "on": true })).await.invalid("on");
+    // What is another's can be neither offered nor linked to, and only admins may do either.
+    for (path, good) in [("shares", &share), ("links", &link)] {
+        let path = format!("/api/v1/{path}");
+        let theirs = with(with(good.clone(), "target", json!(two.acme.slug)), "resource", json!(two.resource()));
+        let theirs = if path.ends_with("links") { link.clone() } else { theirs };
+        two.globex.post(&path, &theirs).await.expect(404).problem("not-found");
+        two.acme.role("member").post(&path, good).await.expect(403);
+    }
+    two.acme.get("/api/v1/shares?direction=sideways").await.invalid("direction");
+    // Who was refused is no matter for the books.
+    let [before, after] = [before, two.app.db_everything().await].map(|mut books| {
+        books.remove("tenancy.audit_events");
+        books
+    });
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn policies_decide_and_are_changed_as_they_were_read() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let operator = app.operator();
+    let document = acme.document(&acme.project("p").await, "d").await;
+    let body = json!({ "resource": format!("document:{document}"), "target": globex.slug, "perms": "read" });
+    let offer = async || acme.post("/api/v1/shares", &body).await;
+    offer().await.expect(403).problem("forbidden");
+    assert_eq!(operator.get("/api/v1/sharing-platform").await.expect(200).json()["enabled"], false);
+    operator.allow_sharing().await;
+    offer().await.expect(403);
+
+    let unset = acme.get("/api/v1/sharing").await.expect(200);
+    assert_eq!((unset.header("etag"), &unset.json()["offers"]), ("\"0\"", &json!(false)));
+    acme.role("member").get("/api/v1/sharing").await.expect(403);
+    let put = |policy: Value, etag: &str| acme.put("/api/v1/sharing", "").json(&policy).with("if-match", etag.to_owned());
+    let set = put(json!({ "offers": true, "types": ["document"], "max_lifetime_seconds": 3600 }), "\"0\"").await.expect(200);
+    acme.get("/api/v1/sharing").with("if-none-match", set.header("etag")).await.expect(304);
+    put(json!({}), "\"0\"").await.expect(412).problem("version-mismatch");
+    offer().await.invalid("target");
+    globex.put("/api/v1/sharing", "").json(&json!({ "accepts": true })).await.expect(200);
+    let share = offer().await.expect(201);
+    assert!(!share.text("expires_at").is_empty(), "the policy has a longest time");
+    let share = share.text("id");
+    globex.ask("POST", &format!("/api/v1/shares/{share}/accept")).await.expect(200);
+    let path = format!("/api/v1/shares/{share}/document");
+    globex.get(&path).await.expect(200);
+
+    // Each of the three says no at the next request, and yes again.
+    let off = async |off: Ask, on: Ask| {
+        off.await.expect(200);
+        globex.get(&path).await.expect(404);
+        on.await.expect(200);
+        globex.get(&path).await.expect(200);
+    };
+    let of = |who: &Member, policy: Value| who.put("/api/v1/sharing", "").json(&policy);
+    off(of(&acme, json!({})), of(&acme, json!({ "offers": true, "types": ["document"] }))).await;
+    off(of(&globex, json!({})), of(&globex, json!({ "accepts": true }))).await;
+    let platform = |enabled: bool| operator.put("/api/v1/sharing-platform", "").json(&json!({ "enabled": enabled }));
+    off(platform(false), platform(true)).await;
+
+    operator.get("/api/v1/tenants/nobody/shares").await.expect(404);
+    for tenant in [&acme, &globex] {
+        let shares = operator.get(&format!("/api/v1/tenants/{}/shares", tenant.slug)).await.expect(200).json();
+        assert_eq!((&shares["items"][0]["id"], shares["items"].as_array().map(Vec::len)), (&json!(share), Some(1)));
+    }
+    let metrics = operator.get("/metrics").await.expect(200);
+    let text = String::from_utf8(metrics.body).expect("text");
+    for outcome in ["done", "denied"] {
+        let series = format!("crossTenant_shares{{kind=\"share\",state=\"opened\",outcome=\"{outcome}\"}}");
+        assert!(text.contains(&series), "{series}: {text}");
+    }
+}
+
+/// Makes a link; its path.
+async fn link(of: &Member, body: Value) -> String {
+    of.post("/api/v1/links", &body).await.expect(201).text("url")
+}
+
+fn form(ask: Ask, phrase: &str) -> Ask {
+    ask.body(format!("passphrase={phrase}")).with("content-type", "application/x-www-form-urlencoded")
+}
+
+#[tokio::test]
+async fn a_link_shows_its_document_to_whoever_has_it() {
+    let two = Two::new().await;
+    let stranger = two.app.stranger();
+    let body = json!({ "resource": two.resource(), "label": "for the press" });
+    let made = two.acme.post("/api/v1/links", &body).with("idempotency-key", "once").await.expect(201);
+    let (url, id) = (made.text("url"), made.text("id"));
+    // The token is told once: it is kept nowhere, not even for a request that is sent again.
+    let again = two.acme.post("/api/v1/links", &body).with("idempotency-key", "once").await.expect(201);
+    assert_eq!((again.text("id"), &again.json()["url"]), (id.clone(), &Value::Null));
+    let token = url.strip_prefix("/s/").expect("a path");
+    let opened = stranger.get(&url).await.expect(200);
+    assert!(!format!("{:?}", two.app.db_everything().await).contains(token));
+    assert_eq!((&opened.json()["document"]["title"], &opened.json()["expires_in"]), (&json!("the plan"), &json!(600)));
+    two.silent(&opened);
+    opened.is_silent_about([&two.acme.tenant, &two.document]);
+    for (name, value) in [
+        ("cache-control", "no-store"),
+        ("x-robots-tag", "noindex, nofollow"),
+        ("referrer-policy", "no-referrer"),
+        ("x-content-type-options", "nosniff"),
+        ("set-cookie", ""),
+    ] {
+        for reply in [&opened, &stranger.get("/s/nothing").await.expect(404)] {
+            assert_eq!(reply.header(name), value, "{reply:?}");
+            assert!(reply.header("content-security-policy").starts_with("default-src 'none';"));
+        }
+    }
+
+    let attachment = &opened.json()["attachments"][0];
+    assert_eq!((&attachment["name"], &attachment["size"]), (&json!("plan.txt"), &json!(15)));
+    let href = attachment["href"].as_str().expect("a path").to_owned();
+    let file = stranger.get(&href).await.expect(200);
+    assert_eq!((&file.body[..], file.header("content-security-policy")), (&b"the plan's text"[..], "default-src 'none'; sandbox"));
+    assert!(file.header("content-disposition").starts_with("attachment;"));
+    let (path, ticket) = href.split_once('?').expect("a ticket");
+    stranger.get(path).await.invalid("query");
+    for bad in [
+        format!("{path}?ticket="),
+        format!("{path}?ticket={}", "0".repeat(64)),
+        format!("/s/{token}/attachments/beside.txt?{ticket}"),
+        format!("/s/{token}/attachments/nothing?{ticket}"),
+    ] {
+        stranger.get(&bad).await.expect(404).problem("not-found");
+    }
+
+    // One more was opened than shown: a HEAD is no use.
+    stranger.ask("HEAD", &url).await.expect(405);
+    let listed = two.acme.get("/api/v1/links").await.expect(200).json();
+    assert_eq!((&listed["items"][0]["id"], &listed["items"][0]["uses"], listed["items"][0].get("url")), (&json!(id), &json!(1), None));
+    two.globex.get(&format!("/api/v1/links/{id}")).await.expect(404);
+    two.globex.delete(&format!("/api/v1/links/{id}")).await.expect(404);
+    two.acme.delete(&format!("/api/v1/links/{id}")).await.expect(204);
+    for path in [&url, &href] {
+        stranger.get(path).await.expect(404).problem("not-found");
+    }
+    assert!(!two.acme.get(&format!("/api/v1/links/{id}")).await.expect(200).text("revoked_at").is_empty());
+    let log = two.acme.get("/api/v1/audit?action=link.open").await.expect(200).json();
+    assert_eq!((log["items"].as_array().map(Vec::len), &log["items"][0]["detail"]["client"]), (Some(1), &json!("127.0.0.1")));
+}
+
+#[tokio::test]
+async fn a_link_ends_with_its_uses_its_time_and_its_passphrase_is_asked_for() {
+    let two = Two::new().await;
+    let stranger = two.app.stranger();
+    let twice = link(&two.acme, json!({ "resource": two.resource(), "max_uses": 2 })).await;
+    stranger.get(&twice).await.expect(200);
+    let last = stranger.get(&twice).await.expect(200);
+    let (gone, never) = (stranger.get(&twice).await.expect(404), stranger.get(&format!("/s/{}", "A".repeat(43))).await);
+    assert_eq!(gone.comparable(), never.comparable());
+    // What it opened holds for its time.
+    stranger.get(last.json()["attachments"][0]["href"].as_str().expect("a path")).await.expect(200);
+
+    let late = link(&two.acme, json!({ "resource": two.resource() })).await;
+    stranger.get(&late).await.expect(200);
+    sqlx::query("update tenancy.share_links set expires_at = now()").execute(&mut two.app.db_eye().await).await.expect("over");
+    stranger.get(&late).await.expect(404);
+
+    let secret = link(&two.acme, json!({ "resource": two.resource(), "passphrase": "open sesame" })).await;
+    let post = || stranger.ask("POST", &secret);
+    two.silent(&stranger.get(&secret).await.expect(401));
+    form(post(), "open+sesam").await.expect(401).problem("unauthenticated");
+    assert_eq!(form(post(), "open+sesame").await.expect(200).json()["document"]["title"], "the plan");
+    post().json(&json!({ "passphrase": "open sesame" })).await.expect(415).problem("unsupported-media-type");
+    form(post(), "x&more=1").await.invalid("more");
+    // For people, a form that asks.
+    let page = stranger.get(&secret).with("accept", "text/html,*/*;q=0.8").await.expect(401);
+    let html = String::from_utf8(page.body).expect("text");
+    assert!(html.contains("<form method=\"post\">") && !html.contains("not the passphrase") && !html.contains("the plan"), "{html}");
+    let wrong = form(post().with("accept", "text/html"), "wrong").await.expect(401);
+    assert!(String::from_utf8_lossy(&wrong.body).contains("not the passphrase"));
+    let right = form(post().with("accept", "text/html"), "open+sesame").await.expect(200);
+    assert!(String::from_utf8_lossy(&right.body).contains("<h1>the plan</h1>"));
+}
+
+#[tokio::test]
+async fn nothing_that_somebody_wrote_is_markup_on_the_page() {
+    let two = Two::new().await;
+    let evil = "</title><script>alert(1)</script>\"'&";
+    let change = json!({ "title": evil, "content": "<img src=x onerror=alert(2)>" });
+    two.acme.patch(&format!("/api/v1/documents/{}", two.document), &change).await.expect(200);
+    two.acme.attach(&two.document, "%22%3E%3Cb%3E.txt", b"x").await.expect(201);
+    let url = link(&two.acme, json!({ "resource": two.resource() })).await;
+    let page = two.app.stranger().get(&url).with("accept", "text/html").await.expect(200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    assert!(!page.header("content-security-policy").contains("unsafe"));
+    let html = String::from_utf8(page.body).expect("text");
+    for markup in ["<script", "<img", "<b>", evil] {
+        assert!(!html.contains(markup), "{markup}: {html}");
+    }
+    for text in [
+        "<h1>&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;</h1>",
+        "<pre>&lt;img src=x onerror=alert(2)&gt;</pre>",
+        ">&quot;&gt;&lt;b&gt;.txt</a>",
+    ] {
+        assert!(html.contains(text), "{text}: {html}");
+    }
+    // The page's own references lead somewhere.
+    for part in html.split("href=\"").skip(1) {
+        let href = part.split('"').next().expect("a reference").replace("&amp;", "&");
+        two.app.stranger().get(&href).await.expect(200);
+    }
+    assert_eq!(html.matches("href=\"").count(), 2);
+    let nothing = two.app.stranger().get("/s/nothing").with("accept", "text/html").await.expect(404);
+    assert!(String::from_utf8_lossy(&nothing.body).contains("There is nothing here"));
+}
+
+/// A process of its own, whose log is read.
+#[tokio::test]
+async fn the_log_has_neither_tokens_nor_tickets() {
+    let two = Two::new().await;
+    let url = link(&two.acme, json!({ "resource": two.resource() })).await;
+    let folder = harness::app::Folder::new();
+    let mut serve = command(&folder, &["serve", "--listen", "127.0.0.1:0"]);
+    serve
+        .env("DATABASE_URL", two.app.database.app_url())
+        .env("TENANCY_OBJECTS", format!("file://{}/data/objects", two.app.folder().display()));
+    serve.env("RUST_LOG", "info");
+    let log = folder.0.join("log");
+    let mut child = serve.stdout(Stdio::piped()).stderr(File::create(&log).expect("a file")).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines().map_while(Result::ok);
+    let address = lines.find_map(|line| line.strip_prefix("listening on http://").map(|address| address.parse().expect("an address")));
+    let get = async |path: &str| {
+        let ask = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        exchange(address.expect("it listens"), ask.as_bytes()).await.expect("an answer")
+    };
+    let opened = get(&url).await.expect(200).json();
+    get(opened["attachments"][0]["href"].as_str().expect("a path")).await.expect(200);
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    let said = std::fs::read_to_string(&log).expect("the log") + &lines.collect::<Vec<_>>().join("\n");
+    assert!(said.contains("/s/{token}/attachments/{name}"), "the control: requests are logged: {said}");
+    for secret in [url.strip_prefix("/s/").expect("a path"), opened["ticket"].as_str().expect("a ticket")] {
+        assert!(!said.contains(secret), "{said}");
+    }
+}
