@@ -157,11 +157,13 @@ impl TenantDb {
         let mut tx = self.link_tx("BEGIN", false).await?;
         let found = sqlx::query_scalar("select passphrase from tenancy.link_find($1)").bind(token.sha256().to_vec());
         let phrase: Option<String> = found.fetch_optional(&mut tx).await.map_err(from_sqlx)?.ok_or_else(Error::not_found)?;
+        tx.rollback().await?; // no connection waits for a slow hash
         let wrong = match (phrase, passphrase) {
             (None, _) => false,
             (Some(_), None) => return Err(asks()),
             (Some(hash), Some(said)) => !matches(hash, said.to_owned()).await?,
         };
+        let mut tx = self.link_tx("BEGIN", false).await?;
         let query =
             sqlx::query("select ticket, owner_tenant_id, link_id, resource_type, resource_id from tenancy.link_open($1, $2, $3, $4)")
                 .bind(token.sha256().to_vec())
