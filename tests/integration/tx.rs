@@ -98,8 +98,9 @@ async fn a_transaction_ended_by_a_statement_can_not_be_committed(route: Route) {
         kit.note(&kit.globex, "globex's").await;
         let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
         sqlx::raw_sql(sql).execute(&mut tx).await.expect(sql);
-        let seen: i64 = sqlx::query_scalar("select count(*) from notes").fetch_one(&mut tx).await.expect("count");
-        assert_eq!(seen, 0, "after {sql} no tenant is bound");
+        // Outside of a transaction a pooler may give each message of a statement to another server, which then knows nothing of it.
+        let seen = sqlx::query_scalar("select count(*) from notes").fetch_one(&mut tx).await;
+        assert!(matches!(seen, Ok(0_i64)) || (route == Route::Pooled && seen.is_err()), "after {sql} no tenant is bound: {seen:?}");
         assert_eq!(tx.commit().await.expect_err(sql).kind(), ErrorKind::TransactionAborted);
     }
 }
