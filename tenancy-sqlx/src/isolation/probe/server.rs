@@ -28,7 +28,7 @@ const DEFAULT: Kind = Kind { name: "a default tenant", rules: &["default-tenant-
 const REUSED: Kind = Kind { name: "a reused connection", rules: &["rls-off", "tenant-function-immutable", "default-tenant-database"] };
 const PREPARED: Kind = Kind { name: "a reused statement", rules: &["tenant-function-immutable", "tenant-function-body"] };
 const ROLE: Kind =
-    Kind { name: "another role", rules: &["app-becomes-bypass", "app-becomes-owner", "app-member-of-predefined", "app-superuser"] };
+    Kind { name: "another role", rules: &["app-becomes-owner", "app-becomes-bypass", "app-member-of-predefined", "app-superuser"] };
 const DDL: Kind = Kind { name: "a change of the table", rules: &["app-owns-table", "app-becomes-owner", "app-superuser"] };
 const TENANT_FUNCTION: Kind =
     Kind { name: "a change of the tenant function", rules: &["tenant-function-owner", "app-owns-function", "app-superuser"] };
