@@ -190,4 +190,23 @@ mod tests {
         assert_eq!(line(&"é".repeat(500)).chars().count(), MAX_LINE);
         assert_eq!(escaped("<a href='x\"&"), "&lt;a href=&#39;x&quot;&amp;");
     }
+
+    #[test]
+    fn what_has_stopped_is_told_with_its_name() {
+        let brand = Brand { product: "Acme".to_owned(), support: None };
+        for (topic, payload, words) in [
+            ("domain.lost", json!({ "domain": "shop.example.com" }), ["shop.example.com", "TXT record"]),
+            (
+                "webhook.disabled",
+                json!({ "host": "hooks.example.com", "why": "it answered 410" }),
+                ["hooks.example.com", "it answered 410"],
+            ),
+        ] {
+            let message = tenancy_core::outbox::Message::new(topic, "k", payload).expect("a message");
+            let letter = Letter::of(&Delivery::new(1, "k", None, &message, 1), &brand).expect("a letter");
+            assert!(Letter::knows(topic) && words.iter().all(|word| letter.text(&brand).contains(word)), "{}", letter.text(&brand));
+        }
+        let nameless = tenancy_core::outbox::Message::new("domain.lost", "k", json!({})).expect("a message");
+        assert!(Letter::of(&Delivery::new(1, "k", None, &nameless, 1), &brand).is_err());
+    }
 }
