@@ -5,6 +5,8 @@ use harness::{Kit, Route, on_each_route};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use tenancy_core::share::{NewLink, NewShare, Perms, ResourceRef, Share, ShareState, SharingPolicy};
 use tenancy_core::{Actor, ErrorKind, Principal, Result, Role, TenantCatalog, TenantChange, TenantContext, TenantStatus};
+use tenancy_sqlx::erase::{CertificateKey, Erase};
+use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::sharing::{Direction, own_and_shared};
 use tenancy_sqlx::{Isolation, TenantTx, from_sqlx};
 use uuid::Uuid;
@@ -561,4 +563,39 @@ async fn the_applications_role_forges_no_share_and_reads_no_secret() {
     assert_eq!(tx.share(share.id).await.expect("its own side").perms, Perms::Read);
     let others: i64 = sqlx::query_scalar("select count(*) from tenancy.sharing_policies").fetch_one(&mut tx).await.expect("a count");
     assert_eq!(others, 1, "its own policy alone");
+}
+
+/// Whichever side is erased, nothing is left of what was shared, and the other side has the end of the story and is told.
+#[tokio::test]
+async fn the_erasure_of_either_side_ends_what_is_shared() {
+    for owner_goes in [true, false] {
+        let two = Two::new().await;
+        let share = two.share(Perms::Read).await;
+        let (gone, stays) = if owner_goes { (&two.owner, &two.target) } else { (&two.target, &two.owner) };
+        let archive = TenantChange::status(TenantStatus::Archived);
+        two.kit.db.catalog().update(gone.tenant_id(), archive, None, &Actor::System).await.expect("archived");
+        let mut eye = two.kit.superuser().await;
+        let count = "select count(*) from tenancy.cross_tenant_shares where state = 'active'";
+        assert_eq!(
+            sqlx::query_scalar::<_, i64>(count).fetch_one(&mut eye).await.expect("a count"),
+            1,
+            "the control: archived, it is still there"
+        );
+
+        let mut tx = two.kit.db.dangerous().begin_system("a test erases").await.expect("system");
+        let queued = tx.request_erasure(gone.tenant_id(), "the test wants it", None).await.expect("queued");
+        tx.commit().await.expect("commit");
+        let erase = Erase::new(&two.kit.db, CertificateKey::new([7; 32]));
+        Operations::new(&two.kit.db).with(Erase::KIND, erase).run_next().await.expect("it runs");
+        let done =
+            two.kit.db.dangerous().begin_system("a test looks").await.expect("system").operation(queued.id).await.expect("it is there");
+        assert_eq!(done.state, "done", "{:?}", done.error);
+
+        let all = "select count(*) from tenancy.cross_tenant_shares";
+        assert_eq!(sqlx::query_scalar::<_, i64>(all).fetch_one(&mut eye).await.expect("a count"), 0);
+        assert_eq!(actions(&mut eye, stays).await.last().map(|(action, _)| action.as_str()), Some("share.ended"));
+        let told = "select count(*) from tenancy.outbox where tenant_id = $1 and topic = 'share.ended' and payload ->> 'share' = $2";
+        let told = sqlx::query_scalar::<_, i64>(told).bind(stays.tenant_id().as_uuid()).bind(share.id.to_string());
+        assert_eq!(told.fetch_one(&mut eye).await.expect("a count"), 1);
+    }
 }
