@@ -136,21 +136,31 @@ pub enum ShareState {
     Expired,
 }
 
+impl ShareState {
+    /// The lower-case name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Offered => "offered",
+            Self::Active => "active",
+            Self::Declined => "declined",
+            Self::Withdrawn => "withdrawn",
+            Self::Revoked => "revoked",
+            Self::Left => "left",
+            Self::Gone => "gone",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 impl FromStr for ShareState {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        Ok(match s {
-            "offered" => Self::Offered,
-            "active" => Self::Active,
-            "declined" => Self::Declined,
-            "withdrawn" => Self::Withdrawn,
-            "revoked" => Self::Revoked,
-            "left" => Self::Left,
-            "gone" => Self::Gone,
-            "expired" => Self::Expired,
-            _ => return Err(Error::invalid("state", "must be offered, active, declined, withdrawn, revoked, left, gone or expired")),
-        })
+        use ShareState::{Active, Declined, Expired, Gone, Left, Offered, Revoked, Withdrawn};
+        [Offered, Active, Declined, Withdrawn, Revoked, Left, Gone, Expired]
+            .into_iter()
+            .find(|state| state.as_str() == s)
+            .ok_or_else(|| Error::invalid("state", "must be offered, active, declined, withdrawn, revoked, left, gone or expired"))
     }
 }
 

@@ -94,7 +94,6 @@ create table tenancy.share_tickets (
 );
 create unique index share_tickets_hash_key on tenancy.share_tickets (hash);
 create index share_tickets_link_idx on tenancy.share_tickets (tenant_id, link_id);
-create index share_tickets_expiry_idx on tenancy.share_tickets (expires_at);
 
 do $$
 declare name text;
@@ -297,7 +296,7 @@ create policy by_the_kit on tenancy.audit_events for insert to tenancy_owner wit
 
 create function tenancy.share_told(s tenancy.cross_tenant_shares, by_tenant uuid, by_kind text, by_id text, what text, request uuid) returns void
   language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare side uuid; topic text; facts jsonb;
+declare side uuid; facts jsonb;
 begin
   facts := jsonb_build_object('resource', s.resource_ref, 'perms', s.perms, 'owner', s.owner_tenant_id, 'target', s.target_tenant_id, 'state', s.state);
   foreach side in array array[s.owner_tenant_id, s.target_tenant_id] loop
@@ -486,6 +485,7 @@ begin
   update tenancy.share_links x set uses = x.uses + 1, failures = 0 where x.token_hash = hash and (x.max_uses is null or x.uses < x.max_uses)
      and x.revoked_at is null and (x.locked_until is null or x.locked_until < clock_timestamp()) returning * into l;
   if l.id is null then return; end if;
+  delete from tenancy.share_tickets k where k.tenant_id = l.tenant_id and k.link_id = l.id and k.expires_at < clock_timestamp(); -- they make way
   key := sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8'));
   insert into tenancy.share_tickets (tenant_id, hash, link_id, expires_at) values (l.tenant_id, sha256(key), l.id, clock_timestamp() + interval '10 minutes');
   perform tenancy.share_event(l.tenant_id, 'link', l.id::text, 'link.open', l.id::text, 'done', jsonb_build_object('resource', l.resource_ref, 'client', client), request);
@@ -513,12 +513,3 @@ end $$;
 revoke all on function tenancy.sharing_set(boolean, boolean, boolean, text[], uuid[], interval, bigint, text, text, uuid) from public;
 grant execute on function tenancy.sharing_set(boolean, boolean, boolean, text[], uuid[], interval, bigint, text, text, uuid) to tenancy_app;
 grant update (enabled, links, max_lifetime, updated_at) on tenancy.sharing_platform to tenancy_admin;
-
--- Removes tickets that are over. Any node may call it.
-create function tenancy.sharing_maintain() returns bigint
-  language sql security definer set search_path = pg_catalog, pg_temp
-begin atomic
-  with gone as (delete from tenancy.share_tickets where expires_at < clock_timestamp() - interval '1 minute' returning 1) select count(*) from gone;
-end;
-revoke all on function tenancy.sharing_maintain() from public;
-grant execute on function tenancy.sharing_maintain() to tenancy_app, tenancy_admin;

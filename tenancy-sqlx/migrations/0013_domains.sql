@@ -20,6 +20,7 @@ create index domains_due_idx on tenancy.domains (due_at) where state = 'verified
 alter table tenancy.domains enable row level security; -- no policy: only who bypasses them, and the owner's functions
 grant select, update (checked_at, due_at) on tenancy.domains to tenancy_admin;
 
+drop function tenancy.find_tenant(uuid, text); -- resolve_tenant takes its place
 -- A tenant by its exact name, with the domains that it holds.
 create function tenancy.resolve_tenant(by_id uuid, by_slug text, by_domain text)
   returns table (id uuid, slug text, name text, status text, branding jsonb, flags jsonb, plan text, created_at timestamptz, updated_at timestamptz, version bigint, domains text[])

@@ -241,19 +241,19 @@ impl TenantDb {
 
     /// `also`: more statements of ours, after the tenant is bound.
     pub(crate) async fn bind_and(&self, cx: &TenantContext, begin: &str, also: Option<&str>, read_only: bool) -> Result<TenantTx> {
-        let tenant_id = cx.tenant_id();
-        self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
-        let tx = self.start(scope, &self.begin_text(cx, begin, also), read_only).await?;
-        Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
+        self.start_for(cx, &self.begin_text(cx, begin, also), read_only).await
     }
 
     /// A transaction that first writes down who opens what, also for a context that may change nothing; `begin_text` has to follow.
     pub(crate) async fn bind_to_open(&self, cx: &TenantContext, read_only: bool) -> Result<TenantTx> {
+        self.start_for(cx, &self.0.begin_for("BEGIN", cx.tenant_id()), read_only).await
+    }
+
+    /// Makes sure that the tenant is active, as of the bound on staleness, and sends `begin`.
+    async fn start_for(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
         self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
-        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
-        let tx = self.begin_unserved(scope, "BEGIN", read_only).await?;
+        let tx = self.start(ForTenant { tenant_id, request_id: cx.request_id() }, begin, read_only).await?;
         Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
     }
 

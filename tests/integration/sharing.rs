@@ -599,3 +599,22 @@ async fn the_erasure_of_either_side_ends_what_is_shared() {
         assert_eq!(told.fetch_one(&mut eye).await.expect("a count"), 1);
     }
 }
+
+#[tokio::test]
+async fn tickets_that_are_over_make_way() {
+    let two = Two::new().await;
+    let mut tx = two.kit.db.begin(&two.owner).await.expect("begin");
+    let (_, token) = tx.create_link(&two.owner, &NewLink::new(two.note())).await.expect("made");
+    tx.commit().await.expect("commit");
+    let mut eye = two.kit.superuser().await;
+    let mut kept = Vec::new();
+    for later in [false, false, true] {
+        if later {
+            eye.execute("update tenancy.share_tickets set expires_at = clock_timestamp()").await.expect("ten minutes later");
+        }
+        two.kit.db.open_link(token.expose(), None, "192.0.2.1", Uuid::now_v7()).await.expect("opened");
+        let count = sqlx::query_scalar::<_, i64>("select count(*) from tenancy.share_tickets");
+        kept.push(count.fetch_one(&mut eye).await.expect("a count"));
+    }
+    assert_eq!(kept, [1, 2, 1]);
+}

@@ -178,17 +178,6 @@ fn head(row: &PgRow) -> Result<Head> {
 }
 
 impl crate::SystemTx {
-    /// The ends of all chains, the platform's first; what to keep as anchors.
-    ///
-    /// # Errors
-    /// As any statement.
-    ///
-    /// # Cancel safety
-    /// A dropped future ends the transaction: it can't be committed.
-    pub async fn audit_heads(&mut self) -> Result<Vec<Head>> {
-        heads(self).await
-    }
-
     /// [`verify`], in this transaction.
     ///
     /// # Errors

@@ -1,21 +1,11 @@
 //! What is shared, opened and refused, for whoever measures (feature `metrics`).
 
-use tenancy_core::share::{Share, ShareState};
+use tenancy_core::share::Share;
 use tenancy_core::{Error, ErrorKind};
 
 /// A share that was offered, or went on to another state.
 pub(super) fn moved(share: &Share) {
-    let state = match share.state {
-        ShareState::Offered => "offered",
-        ShareState::Active => "active",
-        ShareState::Declined => "declined",
-        ShareState::Withdrawn => "withdrawn",
-        ShareState::Revoked => "revoked",
-        ShareState::Left => "left",
-        ShareState::Expired => "expired",
-        _ => "gone",
-    };
-    add("share", state, "done");
+    add("share", share.state.as_str(), "done");
 }
 
 /// Something that was done about a link.

@@ -9,7 +9,8 @@ use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_P
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::Value;
-use tenancy_core::{Error, Result};
+use tenancy_core::{Error, Result, TenantId};
+use tenancy_sqlx::SystemTx;
 use tenancy_sqlx::operations::Operation;
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
@@ -18,7 +19,7 @@ use super::tenants::{begin, begin_about, find};
 use crate::app::App;
 use crate::edge::RequestId;
 use crate::extract::{NoQuery, Path, Query};
-use crate::idempotency::{Answer, Command, Memory, Submitted};
+use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
 use crate::operator::By;
 use crate::page::Page;
 use crate::plans::plans;
@@ -65,17 +66,8 @@ pub(super) async fn provision(
     Extension(RequestId(request_id)): Extension<RequestId>,
     Command(once): Command,
 ) -> Result<Answer, Problem> {
-    let found = find(&app, &tenant).await?;
-    let (mut tx, now) = (begin_about(&app, &by, &found, "provision a tenant").await?, app.now());
-    let by = tx.actor().clone();
-    if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
-        return Ok(answer);
-    }
-    let operation = tx.request_provisioning(found.id, plans(), Value::Null, Some(request_id)).await?;
-    let answer = Answer::accepted(&operation, format!("/api/v1/operations/{}", operation.id))?;
-    once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
-    tx.commit().await?;
-    Ok(answer)
+    let what = async |tx: &mut SystemTx, id| tx.request_provisioning(id, plans(), Value::Null, Some(request_id)).await;
+    Ok(queued(&app, &by, &tenant, &once, "provision a tenant", what).await?)
 }
 
 /// Queues the export of a tenant's rows and objects.
@@ -87,13 +79,26 @@ pub(super) async fn export(
     Extension(RequestId(request_id)): Extension<RequestId>,
     Command(once): Command,
 ) -> Result<Answer, Problem> {
-    let found = find(&app, &tenant).await?;
-    let (mut tx, now) = (begin_about(&app, &by, &found, "export a tenant").await?, app.now());
+    let what = async |tx: &mut SystemTx, id| tx.request_export(id, Some(request_id)).await;
+    Ok(queued(&app, &by, &tenant, &once, "export a tenant", what).await?)
+}
+
+/// Queues long work on a tenant that is there, once per key.
+async fn queued(
+    app: &App,
+    by: &By,
+    tenant: &str,
+    once: &Once,
+    reason: &str,
+    queue: impl AsyncFnOnce(&mut SystemTx, TenantId) -> Result<Operation>,
+) -> Result<Answer> {
+    let found = find(app, tenant).await?;
+    let (mut tx, now) = (begin_about(app, by, &found, reason).await?, app.now());
     let by = tx.actor().clone();
     if let Some(answer) = once.claim(&mut tx, Memory::Operators, &by, now).await? {
         return Ok(answer);
     }
-    let operation = tx.request_export(found.id, Some(request_id)).await?;
+    let operation = queue(&mut tx, found.id).await?;
     let answer = Answer::accepted(&operation, format!("/api/v1/operations/{}", operation.id))?;
     once.remember(&mut tx, Memory::Operators, &by, &answer).await?;
     tx.commit().await?;
