@@ -618,3 +618,23 @@ async fn tickets_that_are_over_make_way() {
     }
     assert_eq!(kept, [1, 2, 1]);
 }
+
+/// A context that may change nothing opens a share to read it, and is in both logs for that, and writes nothing through it.
+#[tokio::test]
+async fn a_read_only_context_reads_a_share_and_changes_nothing() {
+    let two = Two::new().await;
+    let share = two.share(Perms::Write).await;
+    let update = "update tenancy_views.notes_write set body = 'changed'";
+    let looks = two.target.clone().read_only();
+    let (mut tx, granted) = two.kit.db.begin_shared(&looks, share.id).await.expect("opened");
+    assert_eq!((bodies(&mut tx, "notes").await, granted.perms), (vec!["shared".to_owned()], Perms::Write));
+    assert_eq!(refused(&mut tx, update).await, Some(ErrorKind::Forbidden));
+    drop(tx);
+    let (mut tx, _) = two.kit.db.begin_shared(&two.target, share.id).await.expect("opened");
+    assert_eq!(refused(&mut tx, update).await, None, "the control");
+    drop(tx);
+    let mut eye = two.kit.superuser().await;
+    for side in [&two.owner, &two.target] {
+        assert_eq!(actions(&mut eye, side).await.iter().filter(|(action, _)| action == "share.open").count(), 2);
+    }
+}

@@ -182,6 +182,9 @@ async fn servers_that_are_killed_at_any_moment_leave_what_the_next_one_completes
     }
     let certified = count("(select * from tenancy.operations where kind = 'erase' and state = 'done' and result ? 'signature')").await;
     assert_eq!(certified, once);
+    // The control: servers were killed at their work, and not before or after it.
+    let resumed = count("(select * from tenancy.operations where kind = 'erase' and attempts > 1)").await;
+    assert!(resumed.iter().sum::<i64>() > 0, "{resumed:?}");
 }
 
 /// What is wrong is refused by its field, and nothing is made.
