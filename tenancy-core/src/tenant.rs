@@ -218,15 +218,18 @@ impl Tenant {
     /// The evidence that a context needs.
     ///
     /// # Errors
-    /// [`TenantInactive`](ErrorKind::TenantInactive), naming the state.
+    /// [`TenantInactive`](ErrorKind::TenantInactive), naming the state; [`Unavailable`](ErrorKind::Unavailable) while it is being moved or
+    /// restored, which is soon over.
     ///
     /// # Security
     /// The only way to an [`ActiveTenant`], and so to a [`TenantContext`](crate::TenantContext).
     pub fn into_active(self: Arc<Self>) -> Result<ActiveTenant> {
-        if self.status == TenantStatus::Active {
-            Ok(ActiveTenant(self))
-        } else {
-            Err(Error::new(ErrorKind::TenantInactive, format!("the tenant is {}", self.status)))
+        match self.status {
+            TenantStatus::Active => Ok(ActiveTenant(self)),
+            TenantStatus::Moving | TenantStatus::Restoring => {
+                Err(Error::new(ErrorKind::Unavailable, format!("the tenant is {}: try again soon", self.status)))
+            }
+            _ => Err(Error::new(ErrorKind::TenantInactive, format!("the tenant is {}", self.status))),
         }
     }
 }
@@ -363,7 +366,8 @@ mod tests {
             let active = tenant.into_active();
             assert_eq!(active.is_ok(), status == TenantStatus::Active, "{status}");
             if let Err(error) = active {
-                assert_eq!(error.kind(), ErrorKind::TenantInactive);
+                let passes = matches!(status, TenantStatus::Moving | TenantStatus::Restoring);
+                assert_eq!(error.kind(), if passes { ErrorKind::Unavailable } else { ErrorKind::TenantInactive });
             }
         }
     }

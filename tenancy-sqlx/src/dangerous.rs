@@ -64,16 +64,21 @@ fn become_admin(inner: &Inner) -> String {
 
 /// Begins a transaction across tenants that nobody hears of: for the kit's own fixed statements, which run all the time.
 pub(crate) async fn begin_admin(inner: &Inner, actor: Actor) -> Result<SystemTx> {
+    begin_as(inner, actor, &become_admin(inner), &[inner.roles.admin()]).await
+}
+
+/// Begins a transaction of the administrative login with statements of ours, by which it becomes one of the `roles`.
+pub(crate) async fn begin_as(inner: &Inner, actor: Actor, begin: &str, roles: &[String]) -> Result<SystemTx> {
     let pool = inner
         .admin
         .as_ref()
         .ok_or_else(|| Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: give Options::with_admin_url"))?;
-    let lease = Lease::begin(pool, &become_admin(inner), inner.scrub).await.map_err(|error| {
+    let lease = Lease::begin(pool, begin, inner.scrub).await.map_err(|error| {
         if !is_denied(&error) {
             return from_sqlx(error);
         }
-        let admin = inner.roles.admin();
-        let message = format!("the administrative login can't become {admin}: GRANT {admin} TO it, or give another one");
+        let roles = roles.join(", ");
+        let message = format!("the administrative login can't become {roles}: GRANT {roles} TO it, or give another one");
         Error::new(ErrorKind::Misconfigured, message).with_source(error)
     })?;
     Ok(Tx::new(lease, ForSystem(actor), false, inner.named_statements))

@@ -72,6 +72,11 @@ pub(crate) fn is_denied(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(db) if db.code().as_deref() == Some("42501"))
 }
 
+/// Whether another session was changing the same row of a catalog at that moment: a second try does it.
+pub(crate) fn is_concurrent(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|db| db.message().starts_with("tuple concurrently"))
+}
+
 /// Whether the connection itself is gone, so that the same statement may work on another one.
 pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
     match error {

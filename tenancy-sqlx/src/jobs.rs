@@ -119,7 +119,9 @@ impl Jobs {
         let handler = self.handlers.get(name).ok_or_else(|| DeliveryError::Retry(format!("nothing here does jobs named {name}")))?;
         match self.work(&job, handler.as_ref(), delivery.id).await {
             Ok(()) => Ok(()),
-            Err(error) if matches!(error.kind(), ErrorKind::TenantInactive | ErrorKind::TenantNotFound) => Err(self.absent(tenant).await),
+            Err(error) if matches!(error.kind(), ErrorKind::TenantInactive | ErrorKind::TenantNotFound | ErrorKind::Unavailable) => {
+                Err(self.absent(tenant, &error).await)
+            }
             Err(error) if error.kind() == ErrorKind::Invalid => Err(DeliveryError::Refused(error.to_string())),
             Err(error) => Err(DeliveryError::Retry(error.to_string())),
         }
@@ -137,9 +139,10 @@ impl Jobs {
         tx.rollback().await
     }
 
-    /// What becomes of a job whose tenant is not active.
-    async fn absent(&self, tenant: TenantId) -> DeliveryError {
+    /// What becomes of a job whose tenant is not active, or can't be served at the moment.
+    async fn absent(&self, tenant: TenantId, why: &Error) -> DeliveryError {
         match self.db.catalog().find(&tenant.into()).await {
+            Ok(Some(tenant)) if tenant.status == TenantStatus::Active => DeliveryError::Retry(why.to_string()),
             Ok(Some(tenant)) if tenant.status == TenantStatus::Archived => DeliveryError::Refused("the tenant is archived".to_owned()),
             Ok(Some(tenant)) => DeliveryError::Held(format!("the tenant is {}", tenant.status)),
             Ok(None) => DeliveryError::Refused("the tenant is erased".to_owned()),

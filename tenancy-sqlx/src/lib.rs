@@ -28,8 +28,11 @@ mod members;
 mod operators;
 mod platform;
 mod seal;
+mod settle;
 mod token;
 
+#[cfg(feature = "backup")]
+pub mod backup;
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
 #[cfg(feature = "export")]

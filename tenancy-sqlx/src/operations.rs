@@ -244,6 +244,11 @@ pub struct Progress {
     attempt: i64,
 }
 
+/// Whether the next try may succeed.
+pub(crate) fn is_tried_again(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Retry | ErrorKind::OutcomeUnknown)
+}
+
 fn lost() -> Error {
     Error::new(ErrorKind::Conflict, "another node has taken this operation over")
 }
@@ -259,9 +264,15 @@ impl Progress {
     /// Safe.
     pub async fn begin(&self) -> Result<SystemTx> {
         let mut tx = self.read().await?;
+        self.take_hold(&mut tx).await?;
+        Ok(tx)
+    }
+
+    /// Fences a transaction that was begun elsewhere, from here on: just before its commit, where it is a long one.
+    pub(crate) async fn take_hold(&self, tx: &mut SystemTx) -> Result<()> {
         let mine = sqlx::query("select from tenancy.operations where id = $1 and attempts = $2 and state = 'running' for update");
-        match mine.bind(self.id).bind(self.attempt).fetch_optional(&mut tx).await.map_err(from_sqlx)? {
-            Some(_) => Ok(tx),
+        match mine.bind(self.id).bind(self.attempt).fetch_optional(tx).await.map_err(from_sqlx)? {
+            Some(_) => Ok(()),
             None => Err(lost()),
         }
     }
@@ -348,6 +359,15 @@ impl Progress {
         sqlx::query(query).bind(self.id).bind(Json(result)).execute(tx).await.map(drop).map_err(from_sqlx)
     }
 
+    /// Says why it failed, as part of a transaction from [`begin`](Progress::begin): it is tried again, or over.
+    pub(crate) async fn failed(&self, tx: &mut SystemTx, error: &Error) -> Result<()> {
+        let again = is_tried_again(error);
+        tracing::warn!(operation = %self.id, again, ?error, "an operation failed");
+        let query = "update tenancy.operations set error = $2, state = case when $3 then state else 'failed' end,
+                        claimed_until = case when $3 then clock_timestamp() + interval '5 seconds' end, updated_at = clock_timestamp() where id = $1";
+        sqlx::query(query).bind(self.id).bind(error.to_string()).bind(again).execute(tx).await.map(drop).map_err(from_sqlx)
+    }
+
     async fn renew(&self, lease: Duration) -> Result<()> {
         let mut tx = self.begin().await?;
         let query = "update tenancy.operations set claimed_until = clock_timestamp() + $2 * interval '1 second' where id = $1";
@@ -363,13 +383,7 @@ impl Progress {
         };
         match outcome {
             Ok(result) => self.done(&mut tx, &result).await?,
-            Err(error) => {
-                let again = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Retry | ErrorKind::OutcomeUnknown);
-                tracing::warn!(operation = %self.id, again, ?error, "an operation failed");
-                let query = "update tenancy.operations set error = $2, state = case when $3 then state else 'failed' end,
-                                claimed_until = case when $3 then clock_timestamp() + interval '5 seconds' end, updated_at = clock_timestamp() where id = $1";
-                sqlx::query(query).bind(self.id).bind(error.to_string()).bind(again).execute(&mut tx).await.map_err(from_sqlx)?;
-            }
+            Err(error) => self.failed(&mut tx, &error).await?,
         }
         tx.commit().await
     }

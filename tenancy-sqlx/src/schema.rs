@@ -6,6 +6,8 @@
 //! | `tenancy_app` | yes | the application's pool: owns nothing, is a member of nothing, may only read and write rows |
 //! | `tenancy_admin` | no | BYPASSRLS; work across tenants, entered for one transaction at a time |
 //! | `tenancy_share` | no | BYPASSRLS; owns the views of `tenancy_views`, through which shared rows are read |
+//! | `tenancy_backup` | no | BYPASSRLS; may read tenants' tables, and write nothing |
+//! | `tenancy_restore` | no | stages what is restored; the tenant's rows are then written as `tenancy_app`, bound to that tenant |
 //!
 //! [Sealing](Schema::seal) adds `tenancy_sealer`, which owns the one function that binds a tenant.
 //!
@@ -19,7 +21,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, SqlSafeStr};
 use tenancy_core::{Error, ErrorKind, Result};
 
-use crate::error::{from_sqlx, is_denied};
+use crate::error::{from_sqlx, is_concurrent, is_denied};
 
 mod guard;
 mod seal;
@@ -36,6 +38,7 @@ const GRANTS: &str = "
     do $$ begin if not pg_has_role('tenancy_owner', 'tenancy_share', 'member') then grant tenancy_share to tenancy_owner; end if; end $$;
     grant create, usage on schema public to tenancy_owner;
     do $$ begin execute format('grant create on database %I to tenancy_owner', current_database()); end $$;
+    do $$ begin execute format('grant temporary on database %I to tenancy_restore', current_database()); end $$;
     grant execute on function pg_catalog.set_config(text, text, boolean) to tenancy_owner, tenancy_admin;";
 
 /// What is taken from everybody, and how to see whether it is still there.
@@ -68,7 +71,7 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// Roles named `<prefix>_owner`, `<prefix>_app`, `<prefix>_admin`, `<prefix>_share`.
+    /// Roles named `<prefix>_owner`, `<prefix>_app`, `<prefix>_admin`, and so on.
     ///
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) unless `prefix` has 1 to 40 characters of `a-z`, `0-9` and `_`, beginning with a letter.
@@ -96,6 +99,16 @@ impl Roles {
         format!("{}_admin", self.prefix)
     }
 
+    /// Reads tenants' rows into backups.
+    pub fn backup(&self) -> String {
+        format!("{}_backup", self.prefix)
+    }
+
+    /// Stages what is restored.
+    pub fn restore(&self) -> String {
+        format!("{}_restore", self.prefix)
+    }
+
     /// `sql` with our names in place of the default ones.
     fn rename(&self, sql: &str) -> String {
         if *self == Self::default() {
@@ -106,6 +119,8 @@ impl Roles {
             ("tenancy_app", self.app()),
             ("tenancy_admin", self.admin()),
             ("tenancy_share", format!("{}_share", self.prefix)),
+            ("tenancy_backup", self.backup()),
+            ("tenancy_restore", self.restore()),
             ("tenancy_sealer", format!("{}_sealer", self.prefix)),
         ];
         names.iter().fold(sql.to_owned(), |sql, (from, to)| sql.replace(from, to))
@@ -113,7 +128,7 @@ impl Roles {
 }
 
 impl Default for Roles {
-    /// `tenancy_owner`, `tenancy_app`, `tenancy_admin`, `tenancy_share`.
+    /// `tenancy_owner`, `tenancy_app`, `tenancy_admin`, and so on.
     fn default() -> Self {
         Self { prefix: "tenancy".to_owned() }
     }
@@ -164,7 +179,8 @@ impl Schema {
             misconfigured(format!("the schema could not be set up; run this as the database's owner or a superuser once: {detail}"))
                 .with_source(e)
         })?;
-        let left = self.revoke().await?;
+        let mut left = self.revoke().await?;
+        left.extend(self.let_restore().await?);
         let mut migrator = Migrator::with_migrations(MIGRATIONS.iter().map(|m| self.renamed(m)).collect());
         migrator.dangerous_set_table_name("tenancy.migrations");
         self.run(&mut migrator).await?;
@@ -215,6 +231,31 @@ impl Schema {
             }
         }
         Ok(left)
+    }
+
+    /// Lets restores write rows without firing triggers: what those did is in the backup already. From PostgreSQL 15 on a superuser can
+    /// let others; before, only superusers may. A service that restores nothing needs it not.
+    async fn let_restore(&mut self) -> Result<Option<String>> {
+        let asked = "select current_setting('server_version_num')::int >= 150000";
+        if !sqlx::query_scalar::<_, bool>(asked).fetch_one(&mut self.conn).await.map_err(from_sqlx)? {
+            return Ok(None);
+        }
+        let role = self.roles.restore();
+        let grant = format!("grant set on parameter session_replication_role to {role}");
+        for _ in 0..20 {
+            let may = sqlx::query_scalar("select has_parameter_privilege($1, 'session_replication_role', 'set')").bind(&role);
+            if may.fetch_one(&mut self.conn).await.map_err(from_sqlx)? {
+                return Ok(None);
+            }
+            match self.conn.execute(AssertSqlSafe(grant.as_str())).await {
+                Err(e) if is_denied(&e) => break,
+                // Rights on parameters are the whole server's: another database's migration may be in the way, for a moment.
+                Err(e) if !is_concurrent(&e) => return Err(from_sqlx(e)),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Ok(_) => {}
+            }
+        }
+        Ok(Some(format!("{grant};")))
     }
 
     async fn run(&mut self, migrator: &mut Migrator) -> Result<()> {

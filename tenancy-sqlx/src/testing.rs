@@ -79,6 +79,7 @@ impl TestDatabase {
         run(&mut conn, &format!("create database {name} template {template}")).await?;
         // Privileges on the database itself are not copied from a template.
         run(&mut conn, &format!("revoke temporary, create on database {name} from public")).await?;
+        run(&mut conn, &format!("grant temporary on database {name} to {}", Roles::default().restore())).await?;
         Ok(Self { server, name })
     }
 

@@ -183,8 +183,35 @@ impl<S> Tx<S> {
         rows
     }
 
+    /// What `COPY … TO STDOUT` gives. The rest of the transaction can be used once all of it was read.
+    #[cfg(feature = "backup")]
+    pub(crate) async fn copy_out(&mut self, sql: &str) -> Result<impl Stream<Item = std::result::Result<bytes::Bytes, sqlx::Error>> + Send> {
+        self.settle_pending().await.map_err(from_sqlx)?;
+        let Self { lease, in_flight, .. } = self;
+        *in_flight = true;
+        let rows = lease.conn().copy_out_raw(sql).await.map_err(from_sqlx)?;
+        Ok(rows.chain(stream::once(async {
+            *in_flight = false;
+            Ok(bytes::Bytes::new())
+        })))
+    }
+
+    /// Feeds `COPY … FROM STDIN`, and gives how many rows there were.
+    #[cfg(feature = "backup")]
+    pub(crate) async fn copy_in(&mut self, sql: &str, mut data: BoxStream<'_, Result<bytes::Bytes>>) -> Result<u64> {
+        self.settle_pending().await.map_err(from_sqlx)?;
+        self.in_flight = true; // for good, if anything fails
+        let mut copy = self.lease.conn().copy_in_raw(sql).await.map_err(from_sqlx)?;
+        while let Some(chunk) = data.try_next().await? {
+            copy.send(chunk).await.map_err(from_sqlx)?;
+        }
+        let rows = copy.finish().await.map_err(from_sqlx)?;
+        self.in_flight = false;
+        Ok(rows)
+    }
+
     /// Runs a statement of our own.
-    async fn control(&mut self, sql: &str) -> std::result::Result<(), sqlx::Error> {
+    pub(crate) async fn control(&mut self, sql: &str) -> std::result::Result<(), sqlx::Error> {
         self.in_flight = true;
         let done = self.lease.send(sql).await;
         self.in_flight = false;

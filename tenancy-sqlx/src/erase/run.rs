@@ -1,7 +1,6 @@
 //! The steps of an erasure. Each can be stopped at any point, and done again.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use super::scan::{self, quoted};
 use super::{Erase, may_be_erased};
 use crate::error::from_sqlx;
 use crate::operations::{Handler, Operation, Progress};
+use crate::settle::settle;
 use crate::tx::SystemTx;
 
 /// How often rows that come back while the others are deleted (by a trigger, say) are deleted again.
@@ -62,25 +62,10 @@ impl Erase {
         }
     }
 
-    /// Waits until nobody can write on behalf of the tenant any more.
-    ///
-    /// A node may begin transactions of the tenant for as long as its catalog may be stale; those that are open then may still write,
-    /// also such as have written nothing yet and so have no transaction id. Each open transaction holds the lock of its virtual id,
-    /// which any role can see.
     async fn settle(&self, progress: &Progress) -> Result<()> {
         if progress.finished("settled").await?.is_none() {
             if self.settle {
-                progress.at("waiting until every node knows", 0, None, "").await?;
-                tokio::time::sleep(self.db.inner().catalog.max_staleness()).await;
-                let mut open = open_transactions(&mut progress.read().await?).await?;
-                let total = open.len() as u64;
-                while !open.is_empty() {
-                    let done = total - open.len() as u64;
-                    progress.at("waiting for older transactions", done, Some(total), "transactions").await?;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    let now = open_transactions(&mut progress.read().await?).await?;
-                    open.retain(|id| now.contains(id));
-                }
+                settle(&self.db, progress).await?;
             }
             let mut tx = progress.begin().await?;
             progress.finish(&mut tx, "settled", &json!(true)).await?;
@@ -182,20 +167,6 @@ impl Erase {
             "version": env!("CARGO_PKG_VERSION"),
         }))
     }
-}
-
-/// The transactions that are open in this database, and prepared ones: but this one.
-async fn open_transactions(tx: &mut SystemTx) -> Result<BTreeSet<String>> {
-    let open = sqlx::query_scalar(
-        // Not pg_stat_activity, which an administrator may have closed: it shows others' statements.
-        "select l.virtualxid from pg_locks l
-           join (select pg_stat_get_backend_pid(b) as pid, pg_stat_get_backend_dbid(b) as db, pg_stat_get_backend_userid(b) as login
-                   from pg_stat_get_backend_idset() b) a on a.pid = l.pid
-          where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
-            and a.login <> 0 and a.db = (select oid from pg_database where datname = current_database())
-         union all select 'prepared ' || p.transaction from pg_prepared_xacts p where p.database = current_database()",
-    );
-    Ok(open.fetch_all(tx).await.map_err(from_sqlx)?.into_iter().collect())
 }
 
 /// Deletes at most so many rows of one table.

@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tenancy_core::{Error, Result};
 
 use super::{Schema, misconfigured};
-use crate::error::from_sqlx;
+use crate::error::{from_sqlx, is_concurrent};
 use crate::seal::SealKey;
 
 /// GRANT SET ON PARAMETER, which the seal rests on, came with it.
@@ -45,7 +45,7 @@ impl Schema {
         let mut done = self.install_seal(key).await;
         // Rights on parameters are the whole server's: sealing another database at the same moment is in the way, for a moment.
         for _ in 0..20 {
-            if !done.as_ref().is_err_and(is_concurrent) {
+            if !done.as_ref().is_err_and(was_in_the_way) {
                 break;
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -130,7 +130,6 @@ impl Schema {
 }
 
 /// Whether a row of a shared catalog was changed by somebody else meanwhile: PostgreSQL does not wait for it, nor give it a code of its own.
-fn is_concurrent(error: &Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<sqlx::Error>());
-    source.and_then(sqlx::Error::as_database_error).is_some_and(|db| db.message().starts_with("tuple concurrently"))
+fn was_in_the_way(error: &Error) -> bool {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref::<sqlx::Error>()).is_some_and(is_concurrent)
 }

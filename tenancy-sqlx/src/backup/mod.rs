@@ -1,0 +1,177 @@
+//! Backups of single tenants, in tables that all tenants share, and their restoration without touching another one.
+//!
+//! A backup, a restore, a clone and a drill are [operations](crate::operations): any node does them, and goes on where another one
+//! stopped. What is taken comes from the catalog: every table that is protected, and the tenant's objects. `docs/backup.md` tells how
+//! they work, and `docs/backup-format.md` what an archive looks like.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use tenancy_core::{Result, TenantId, objects::TenantObjects};
+//! # use tenancy_sqlx::backup::BackupKeys;
+//! # async fn back_up(db: tenancy_sqlx::TenantDb, store: Arc<dyn object_store::ObjectStore>, keys: BackupKeys, objects: TenantObjects, tenant: TenantId) -> Result<()> {
+//! use tenancy_sqlx::backup::{Backups, NewRestore};
+//! use tenancy_sqlx::operations::Operations;
+//!
+//! let backups = Backups::new(&db, store, "backups".into(), keys).with_objects(objects);
+//! let worker = backups.does(Operations::new(&db));
+//!
+//! let mut tx = db.dangerous().begin_system("back up a tenant").await?;
+//! let queued = tx.request_backup(tenant, None).await?;
+//! tx.commit().await?;
+//! worker.run_next().await?;
+//!
+//! let mut tx = db.dangerous().begin_system("restore a tenant").await?;
+//! tx.request_restore(tenant, &NewRestore::new(queued.id).dry_run(), None).await?;
+//! tx.commit().await?;
+//! worker.run_next().await?; // its result says what would change
+//! # Ok(()) }
+//! ```
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use object_store::ObjectStore;
+use object_store::path::Path;
+use serde_json::Value;
+use tenancy_core::objects::TenantObjects;
+use tenancy_core::{Error, ErrorKind, Result, TenantId};
+use uuid::Uuid;
+
+use crate::db::TenantDb;
+use crate::operations::{Handler, Operation, Operations, Progress};
+
+mod archive;
+mod details;
+mod fit;
+mod keys;
+mod objects;
+mod pace;
+mod record;
+mod request;
+mod restore;
+mod session;
+mod tables;
+mod take;
+
+pub use keys::BackupKeys;
+pub use record::Backup;
+pub use request::NewRestore;
+
+use archive::{ArchiveKey, ArchiveReader, Blobs, Expect};
+
+/// The backups of all tenants: takes them, restores them, and removes them. A clone is another handle to them.
+#[derive(Clone)]
+pub struct Backups {
+    db: TenantDb,
+    store: Arc<dyn ObjectStore>,
+    root: Path,
+    keys: BackupKeys,
+    objects: Option<TenantObjects>,
+    pace: Option<NonZeroU64>,
+    encrypted: bool,
+    halt_after: Option<&'static str>,
+}
+
+impl Backups {
+    /// The kind of operation that takes a backup.
+    pub const TAKE: &str = "backup";
+    /// The kind of operation that restores one.
+    pub const RESTORE: &str = "restore";
+    /// How fast a backup reads unless [said](Backups::with_pace), in bytes a second.
+    pub const PACE: NonZeroU64 = NonZeroU64::new(10 * 1024 * 1024).unwrap();
+
+    /// Archives in `store`, below `root`, which must not be below the root of the tenants' objects.
+    pub fn new(db: &TenantDb, store: Arc<dyn ObjectStore>, root: Path, keys: BackupKeys) -> Self {
+        Self { db: db.clone(), store, root, keys, objects: None, pace: Some(Self::PACE), encrypted: true, halt_after: None }
+    }
+
+    /// The tenants' objects come along.
+    #[must_use]
+    pub fn with_objects(mut self, objects: TenantObjects) -> Self {
+        self.objects = Some(objects);
+        self
+    }
+
+    /// How fast a backup may read, in bytes a second; `None` is as fast as it can. Slower is kinder to others, but a snapshot that is open
+    /// for long holds back vacuum.
+    #[must_use]
+    pub fn with_pace(mut self, pace: Option<NonZeroU64>) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// Archives are signed but can be read by whoever has them: where the store encrypts. What was encrypted stays so.
+    #[must_use]
+    pub fn without_encryption(mut self) -> Self {
+        self.encrypted = false;
+        self
+    }
+
+    /// Stands still for ever once a step is finished, so that a test can kill it there.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn halting_after(mut self, step: &'static str) -> Self {
+        self.halt_after = Some(step);
+        self
+    }
+
+    /// The worker, which does backups and all that is done with them from here on.
+    #[must_use]
+    pub fn does(&self, worker: Operations) -> Operations {
+        [Self::TAKE, Self::RESTORE].into_iter().fold(worker, |worker, kind| worker.with(kind, self.clone()))
+    }
+
+    async fn halted(&self, step: &str) {
+        if self.halt_after == Some(step) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn blobs(&self) -> Blobs {
+        Blobs::new(Arc::clone(&self.store), self.root.clone())
+    }
+
+    /// Where the archive of an attempt is: another node's that was given up writes elsewhere.
+    fn at(&self, tenant: TenantId, backup: Uuid, attempt: i64) -> Path {
+        self.root.clone().join(tenant.to_string()).join("archives").join(backup.to_string()).join(attempt.to_string())
+    }
+
+    /// Opens the archive of a backup: nothing of it is used before it is known to be this one, whole and unchanged.
+    async fn open(&self, backup: &Backup) -> Result<(ArchiveReader, ArchiveKey)> {
+        let tenant = TenantId::from_uuid(backup.tenant_id)?;
+        let key = self.keys.tenant_key(&self.db, tenant, backup.key_id).await?;
+        let at = self.at(tenant, backup.id, backup.attempt);
+        let expect = Expect { tenant, backup: backup.id, bytes: backup.bytes.cast_unsigned(), hash: backup.hash.clone() };
+        let reader = ArchiveReader::open(Arc::clone(&self.store), at, expect, &key).await?;
+        Ok((reader, key))
+    }
+}
+
+#[async_trait]
+impl Handler for Backups {
+    async fn run(&self, operation: &Operation, progress: &Progress) -> Result<Value> {
+        match operation.kind.as_str() {
+            Self::TAKE => self.take(operation, progress).await,
+            Self::RESTORE => self.restore(operation, progress).await,
+            other => Err(Error::new(ErrorKind::Internal, format!("{other} is not for backups to do"))),
+        }
+    }
+}
+
+impl fmt::Debug for Backups {
+    /// Leaves out the store, whose own text may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backups").field("root", &self.root.as_ref()).field("objects", &self.objects.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Removes one file; one that is gone already is as good.
+async fn remove(store: &dyn ObjectStore, at: &Path) -> Result<()> {
+    match store.delete(at).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(tenancy_core::objects::into_error(error)),
+    }
+}

@@ -1,0 +1,71 @@
+//! How fast a backup reads, so that it hurts nobody.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_core::stream::BoxStream;
+use futures_util::{StreamExt as _, stream};
+use tenancy_core::Result;
+
+/// Bytes per second on the average, or no bound.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    rate: Option<f64>,
+    /// When all that was read so far should have been read.
+    due: Option<Instant>,
+}
+
+/// What may be read at once after a pause: so much time's worth.
+const BURST: Duration = Duration::from_millis(200);
+
+impl Pace {
+    pub(super) fn new(rate: Option<std::num::NonZeroU64>) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        Self { rate: rate.map(|rate| rate.get() as f64), due: None }
+    }
+
+    /// Waits until so many bytes more may have been read.
+    pub(super) async fn read(&mut self, bytes: usize) {
+        let Some(wait) = self.wait(bytes, Instant::now()) else { return };
+        tokio::time::sleep(wait).await;
+    }
+
+    fn wait(&mut self, bytes: usize, now: Instant) -> Option<Duration> {
+        #[expect(clippy::cast_precision_loss, reason = "a chunk is small")]
+        let takes = Duration::from_secs_f64(bytes as f64 / self.rate?);
+        let due = self.due.map_or(now, |due| due.max(now.checked_sub(BURST).unwrap_or(now))) + takes;
+        self.due = Some(due);
+        due.checked_duration_since(now).filter(|wait| *wait > Duration::from_millis(1))
+    }
+
+    /// The same content, no faster than this.
+    pub(super) fn slowed<'a>(&'a mut self, content: BoxStream<'a, Result<Bytes>>) -> BoxStream<'a, Result<Bytes>> {
+        stream::try_unfold((self, content), |(pace, mut content)| async move {
+            match content.next().await.transpose()? {
+                Some(bytes) => {
+                    pace.read(bytes.len()).await;
+                    Ok(Some((bytes, (pace, content))))
+                }
+                None => Ok(None),
+            }
+        })
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_average_holds_and_a_pause_saves_up_little() {
+        let mut pace = Pace::new(std::num::NonZeroU64::new(1_000));
+        let start = Instant::now();
+        assert_eq!(pace.wait(100, start), Some(Duration::from_millis(100)));
+        assert_eq!(pace.wait(100, start), Some(Duration::from_millis(200)), "what is owed adds up");
+        let later = start + Duration::from_secs(60);
+        assert_eq!(pace.wait(100, later), None, "a pause lets some through at once");
+        assert_eq!(pace.wait(1_000, later), Some(Duration::from_millis(900)));
+        assert_eq!(Pace::new(None).wait(usize::MAX, start), None);
+    }
+}

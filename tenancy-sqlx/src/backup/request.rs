@@ -1,0 +1,105 @@
+//! What can be asked for.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tenancy_core::{Error, ErrorKind, Result, TenantId, TenantStatus};
+use uuid::Uuid;
+
+use super::Backups;
+use super::take::may_be_backed_up;
+use crate::operations::Operation;
+use crate::tx::SystemTx;
+
+/// What to restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct NewRestore {
+    /// From which backup of the tenant.
+    pub backup: Uuid,
+    /// Only these tables, as the backup names them: `public.documents`. Settings and objects stay as they are then.
+    #[serde(default)]
+    pub tables: Option<Vec<String>>,
+    /// Only tell what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Leave out what the database has no table or column for any more, instead of refusing.
+    #[serde(default)]
+    pub may_lose: bool,
+    /// Don't take a backup of how the tenant is now first.
+    #[serde(default)]
+    pub without_backup: bool,
+}
+
+impl NewRestore {
+    /// All of this backup, after another one of how the tenant is now.
+    pub const fn new(backup: Uuid) -> Self {
+        Self { backup, tables: None, dry_run: false, may_lose: false, without_backup: false }
+    }
+
+    /// Only these tables. Settings and objects stay as they are.
+    #[must_use]
+    pub fn with_tables(mut self, tables: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.tables = Some(tables.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Only tell what would change: nothing is written, and the tenant is served all the while.
+    #[must_use]
+    pub const fn dry_run(mut self) -> Self {
+        self.dry_run = true;
+        self
+    }
+
+    /// Leave out what the database has no table or column for any more.
+    #[must_use]
+    pub const fn losing(mut self) -> Self {
+        self.may_lose = true;
+        self
+    }
+
+    /// Don't take a backup of how the tenant is now first.
+    #[must_use]
+    pub const fn without_backup(mut self) -> Self {
+        self.without_backup = true;
+        self
+    }
+}
+
+impl SystemTx {
+    /// Queues a backup of a tenant that is active, suspended or archived.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Conflict`](ErrorKind::Conflict) for a tenant in another state, and one with another operation
+    /// under way.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn request_backup(&mut self, tenant: TenantId, request_id: Option<Uuid>) -> Result<Operation> {
+        may_be_backed_up(self, tenant).await?;
+        self.queue_operation(tenant, Backups::TAKE, json!({ "reason": "asked" }), request_id).await
+    }
+
+    /// Queues the restoration of a tenant that is active or suspended from one of its backups.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) without such a tenant or backup of it; [`Invalid`](ErrorKind::Invalid) at `tables` for none;
+    /// [`Conflict`](ErrorKind::Conflict) for a tenant in another state, and one with another operation under way.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn request_restore(&mut self, tenant: TenantId, restore: &NewRestore, request_id: Option<Uuid>) -> Result<Operation> {
+        match self.lock_tenant(tenant).await?.status {
+            TenantStatus::Active | TenantStatus::Suspended => {}
+            TenantStatus::Erased => return Err(Error::not_found()),
+            other => {
+                return Err(Error::new(ErrorKind::Conflict, format!("a tenant that is {other} can't be restored: suspend or resume it first")));
+            }
+        }
+        if restore.tables.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid("tables", "must name a table; leave it out to restore all"));
+        }
+        self.backup(tenant, restore.backup).await?;
+        self.queue_operation(tenant, Backups::RESTORE, json!(restore), request_id).await
+    }
+}

@@ -1,0 +1,392 @@
+//! Restores a tenant. Each step can be stopped at any point, and done again; the rows come back in one transaction.
+
+use std::collections::BTreeMap;
+
+use chrono::SubsecRound as _;
+use futures_util::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
+use serde_json::{Value, json};
+use tenancy_core::objects::{TenantStore, into_error};
+use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantChange, TenantId, TenantStatus};
+use uuid::Uuid;
+
+use super::archive::{ArchiveKey, ArchiveReader};
+use super::details::{Details, Was};
+use super::fit::{Fit, Fits, Wanted};
+use super::objects::{self, Listed};
+use super::session::{self, Changed, Restoring};
+use super::tables::Table;
+use super::take::{OBJECTS, Teller};
+use super::{Backups, NewRestore};
+use crate::error::from_sqlx;
+use crate::operations::{Operation, Progress, is_tried_again};
+use crate::settle::settle;
+use crate::tx::SystemTx;
+
+/// A backup that is open, and how it fits the database.
+struct Source {
+    archive: ArchiveReader,
+    details: Details,
+    /// All tables of now.
+    tables: Vec<Table>,
+    fits: Fits,
+}
+
+impl Source {
+    /// How many rows the backup has of a table, and their hash.
+    fn segment(&self, fit: &Fit) -> Result<(u64, &str)> {
+        let segment = self.archive.segments().iter().find(|segment| segment.name == fit.was.sql);
+        let segment = segment.ok_or_else(|| Error::invalid("archive", format!("has no rows of {}", fit.was.sql)))?;
+        Ok((segment.rows, &segment.hash))
+    }
+}
+
+impl Backups {
+    pub(super) async fn restore(&self, operation: &Operation, progress: &Progress) -> Result<Value> {
+        let tenant = TenantId::from_uuid(operation.tenant_id)?;
+        let asked: NewRestore = serde_json::from_value(operation.input.clone())
+            .map_err(|error| Error::new(ErrorKind::Internal, "the operation can't be read").with_source(error))?;
+        if asked.dry_run {
+            return self.differences(&asked, tenant, progress).await;
+        }
+        match self.restored(&asked, tenant, operation, progress).await {
+            Ok(result) => Ok(result),
+            Err(error) if is_tried_again(&error) => Err(error), // goes on later, behind the fence
+            Err(error) => {
+                self.give_up(tenant, &error, progress).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn source(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<Source> {
+        progress.at("checking the archive", 0, None, "").await?;
+        let backup = progress.read().await?.backup(tenant, asked.backup).await?;
+        let (archive, _) = self.open(&backup).await?;
+        let details: Details = serde_json::from_value(archive.details().clone())
+            .map_err(|error| Error::invalid("archive", "has a manifest of another kind").with_source(error))?;
+        let tables = session::tables(self.db.inner()).await?;
+        let wanted = Wanted { tables: asked.tables.as_deref(), may_lose: asked.may_lose };
+        let fits = Fits::of(&details.tables, &tables, wanted)?;
+        Ok(Source { archive, details, tables, fits })
+    }
+
+    async fn stage(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
+        let mut total = 0;
+        for (n, fit) in source.fits.fits.iter().enumerate() {
+            progress.at(&format!("loading {}", fit.was.sql), total, None, "rows").await?;
+            let rows = restoring.stage(n, fit, source.archive.segment(&fit.was.sql)?).await?;
+            if rows != source.segment(fit)?.0 {
+                return Err(Error::invalid("archive", format!("has {rows} rows of {}, and says otherwise", fit.was.sql)));
+            }
+            total += rows;
+        }
+        Ok(())
+    }
+
+    /// What a restore would change: nothing does.
+    async fn differences(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<Value> {
+        let source = self.source(asked, tenant, progress).await?;
+        let mut restoring = Restoring::begin(self.db.inner(), tenant).await?;
+        self.stage(&mut restoring, &source, progress).await?;
+        restoring.as_app().await?;
+        let mut tables = BTreeMap::new();
+        for (n, fit) in source.fits.fits.iter().enumerate() {
+            progress.at(&format!("comparing {}", fit.table.sql), n as u64, Some(source.fits.fits.len() as u64), "tables").await?;
+            let difference = restoring.difference(n, fit).await?;
+            let mut row = json!(difference);
+            for how in ["removed", "changed", "added"].into_iter().filter(|how| row[*how].as_i64() > Some(0)).collect::<Vec<_>>() {
+                row["examples"][how] = restoring.examples(n, fit, how).await?.into();
+            }
+            tables.insert(fit.table.sql.clone(), row);
+        }
+        restoring.rollback().await?;
+        let objects = match &asked.tables {
+            None => json!(self.object_differences(&source, tenant).await?),
+            Some(_) => Value::Null,
+        };
+        Ok(json!({
+            "backup": asked.backup, "taken_at": source.details.taken_at, "dry_run": true,
+            "tables": tables, "objects": objects, "left_out": source.fits.lost, "new_since": source.fits.new,
+        }))
+    }
+
+    async fn restored(&self, asked: &NewRestore, tenant: TenantId, operation: &Operation, progress: &Progress) -> Result<Value> {
+        let source = self.source(asked, tenant, progress).await?;
+        let all = asked.tables.is_none();
+        if progress.finished("applied").await?.is_none() {
+            let before = self.before(asked, operation, progress).await?;
+            if all {
+                // Most objects come before anybody has to wait for them: what no row names is seen by nobody.
+                self.put_missing(&source, tenant, progress).await?;
+            }
+            self.halted("objects before").await;
+            let mut restoring = Restoring::begin(self.db.inner(), tenant).await?;
+            self.stage(&mut restoring, &source, progress).await?;
+            self.halted("staged").await;
+            self.fence(tenant, progress).await?;
+            if all {
+                self.put_missing(&source, tenant, progress).await?;
+            }
+            self.apply(restoring, &source, (asked, before), tenant, operation, progress).await?;
+        }
+        self.halted("applied").await;
+        if all {
+            self.match_objects(&source, tenant, progress).await?;
+        }
+        self.halted("objects after").await;
+        let applied = progress.finished("applied").await?.unwrap_or_default();
+        let mut tx = progress.begin().await?;
+        progress.tell(&mut tx, "done", 0, None, "").await?;
+        progress.done(&mut tx, &applied).await?; // first: only then may the tenant be served again
+        self.lower_fence(&mut tx, tenant, progress).await?;
+        tx.commit().await?;
+        self.refresh().await;
+        Ok(applied)
+    }
+
+    /// Backs the tenant up as it is, so that a restore can be undone.
+    async fn before(&self, asked: &NewRestore, operation: &Operation, progress: &Progress) -> Result<Option<Uuid>> {
+        if asked.without_backup {
+            return Ok(None);
+        }
+        if let Some(done) = progress.finished("backed up").await? {
+            return Ok(serde_json::from_value(done).ok());
+        }
+        let id = Uuid::now_v7();
+        let backup = self.taken(operation, progress, id, "before restore").await?;
+        let mut tx = progress.begin().await?;
+        tx.insert_backup(&backup).await?;
+        progress.finish(&mut tx, "backed up", &json!(id)).await?;
+        tx.commit().await?;
+        Ok(Some(id))
+    }
+
+    /// From here on nobody is served on behalf of the tenant, and what was under way is over.
+    async fn fence(&self, tenant: TenantId, progress: &Progress) -> Result<()> {
+        if progress.finished("fenced").await?.is_none() {
+            let mut tx = progress.begin().await?;
+            let was = tx.lock_tenant(tenant).await?.status;
+            tx.update_tenant(tenant, TenantChange::status(TenantStatus::Restoring), None, self.db.inner().clock.now()).await?;
+            progress.finish(&mut tx, "fenced", &json!(was)).await?;
+            tx.commit().await?;
+            self.refresh().await;
+        }
+        self.halted("fenced").await;
+        if progress.finished("settled").await?.is_none() {
+            settle(&self.db, progress).await?;
+            let mut tx = progress.begin().await?;
+            progress.finish(&mut tx, "settled", &json!(true)).await?;
+            tx.commit().await?;
+        }
+        self.halted("settled").await;
+        Ok(())
+    }
+
+    async fn lower_fence(&self, tx: &mut SystemTx, tenant: TenantId, progress: &Progress) -> Result<()> {
+        let Some(was) = progress.finished_in(tx, "fenced").await? else { return Ok(()) };
+        let was: TenantStatus = was.as_str().unwrap_or_default().parse()?;
+        tx.update_tenant(tenant, TenantChange::status(was), None, self.db.inner().clock.now()).await.map(drop)
+    }
+
+    async fn refresh(&self) {
+        if let Err(error) = self.db.catalog().refresh().await {
+            tracing::warn!(?error, "the catalog was not refreshed during a restore");
+        }
+    }
+
+    /// Ends an operation that can't succeed: the tenant is as it was, and served again.
+    async fn give_up(&self, tenant: TenantId, error: &Error, progress: &Progress) -> Result<()> {
+        if progress.finished("applied").await?.is_some() {
+            return Ok(()); // its rows are the backup's already: an operator has to look
+        }
+        let mut tx = progress.begin().await?;
+        progress.failed(&mut tx, error).await?;
+        self.lower_fence(&mut tx, tenant, progress).await?;
+        tx.commit().await?;
+        self.refresh().await;
+        Ok(())
+    }
+
+    /// The one transaction: all rows, or none.
+    async fn apply(
+        &self,
+        mut restoring: Restoring<'_>,
+        source: &Source,
+        (asked, before): (&NewRestore, Option<Uuid>),
+        tenant: TenantId,
+        operation: &Operation,
+        progress: &Progress,
+    ) -> Result<()> {
+        progress.at("restoring rows", 0, None, "").await?;
+        restoring.as_app().await?;
+        let fits = &source.fits.fits;
+        let changed = restoring.merge(fits).await?;
+        self.halted("merged").await;
+        progress.at("verifying", 0, None, "").await?;
+        restoring.check_references(&source.tables, fits, &changed).await?;
+        for (fit, changed) in fits.iter().zip(&changed) {
+            self.verify(&mut restoring, source, fit, changed).await?;
+        }
+        let counted = restoring.counted(fits).await?;
+        let mut tx = restoring.into_admin().await?;
+        for (table, column, highest) in counted {
+            let query = sqlx::query("select tenancy.restore_sequence($1::regclass, $2::name, $3)").bind(table).bind(column).bind(highest);
+            query.execute(&mut tx).await.map_err(from_sqlx)?;
+        }
+        sqlx::query("select tenancy.restore_shares()").execute(&mut tx).await.map_err(from_sqlx)?;
+        if asked.tables.is_none() {
+            self.put_settings(&mut tx, &source.details.tenant, tenant, operation).await?;
+        }
+        let tables: BTreeMap<&str, &Changed> = fits.iter().zip(&changed).map(|(fit, changed)| (fit.table.sql.as_str(), changed)).collect();
+        let result = json!({
+            "backup": asked.backup, "taken_at": source.details.taken_at, "before": before,
+            "tables": tables, "left_out": source.fits.lost, "new_since": source.fits.new,
+        });
+        let event = AuditEvent::new(tx.actor().clone(), "tenant.restore", tenant.to_string()).with_tenant(tenant);
+        tx.audit(&event.with_detail(json!({ "operation": operation.id, "result": result }))).await?;
+        progress.take_hold(&mut tx).await?;
+        progress.finish(&mut tx, "applied", &result).await?;
+        self.halted("before commit").await;
+        tx.commit().await
+    }
+
+    /// Makes sure that a table is to the last bit what the backup has.
+    async fn verify(&self, restoring: &mut Restoring<'_>, source: &Source, fit: &Fit, changed: &Changed) -> Result<()> {
+        let (rows, hash) = source.segment(fit)?;
+        let wrong = |what: &str| Error::new(ErrorKind::Conflict, format!("{} has other {what} than the backup after a restore", fit.table.sql));
+        if restoring.count(&fit.table).await? != rows {
+            return Err(wrong("rows"));
+        }
+        if !changed.is_none() && fit.is_exact() && restoring.digest(&fit.table).await? != hash {
+            return Err(wrong("contents"));
+        }
+        Ok(())
+    }
+
+    /// The tenant's settings, branding, flags and gauges. Its slug, plan and quotas are the provider's.
+    async fn put_settings(&self, tx: &mut SystemTx, was: &Was, tenant: TenantId, operation: &Operation) -> Result<()> {
+        let by = tx.actor().to_string();
+        sqlx::query("select tenancy.change_config($1, $2, true, null, $3, $4, null)")
+            .bind(tenant.as_uuid())
+            .bind(Value::Object(was.settings.clone()))
+            .bind(by)
+            .bind(operation.request_id)
+            .execute(&mut *tx)
+            .await
+            .map_err(from_sqlx)?;
+        sqlx::query(
+            "update tenancy.tenants set branding = $2, flags = $3, updated_at = $4, version = version + 1
+              where id = $1 and (branding, flags) is distinct from ($2, $3)",
+        )
+        .bind(tenant.as_uuid())
+        .bind(Value::Object(was.branding.clone()))
+        .bind(Value::Object(was.flags.clone()))
+        .bind(self.db.inner().clock.now().trunc_subsecs(6))
+        .execute(&mut *tx)
+        .await
+        .map_err(from_sqlx)?;
+        let query = sqlx::query("select tenancy.restore_gauges($1, $2)").bind(tenant.as_uuid()).bind(json!(was.gauges));
+        query.execute(&mut *tx).await.map(drop).map_err(from_sqlx)
+    }
+}
+
+/// The tenant's objects.
+impl Backups {
+    fn store_of(&self, tenant: TenantId) -> Result<Option<TenantStore>> {
+        self.objects.as_ref().map(|objects| objects.dangerous_scope(tenant)).transpose()
+    }
+
+    /// The keys of the contents that a backup lists.
+    async fn key_of<'k>(&self, keys: &'k mut BTreeMap<Uuid, ArchiveKey>, tenant: TenantId, id: Uuid) -> Result<&'k ArchiveKey> {
+        if let std::collections::btree_map::Entry::Vacant(vacant) = keys.entry(id) {
+            vacant.insert(self.keys.tenant_key(&self.db, tenant, id).await?);
+        }
+        Ok(&keys[&id])
+    }
+
+    async fn there(store: &TenantStore, location: &Path) -> Result<Option<ObjectMeta>> {
+        match store.head(location).await {
+            Ok(meta) => Ok(Some(meta)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(into_error(error)),
+        }
+    }
+
+    /// Puts back what is not there at all.
+    async fn put_missing(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
+        let Some(store) = self.store_of(tenant)? else { return Ok(()) };
+        let (mut keys, mut teller, mut looked) = (BTreeMap::new(), Teller::new(progress), 0);
+        let total = Some(source.details.objects.count);
+        objects::lines(source.archive.segment(OBJECTS)?, async |listed: Listed| {
+            teller.tell("putting objects back", looked, total, "objects").await?;
+            looked += 1;
+            if Self::there(&store, &listed.location()?).await?.is_none() {
+                let key = self.key_of(&mut keys, tenant, listed.key).await?;
+                objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;
+            }
+            Ok(())
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Makes the objects what the backup has: those with another content get theirs back, and those that it does not have go.
+    async fn match_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
+        let Some(store) = self.store_of(tenant)? else { return Ok(()) };
+        let (mut keys, mut teller, mut known) = (BTreeMap::new(), Teller::new(progress), std::collections::BTreeSet::new());
+        objects::lines(source.archive.segment(OBJECTS)?, async |listed: Listed| {
+            teller.tell("comparing objects", known.len() as u64, Some(source.details.objects.count), "objects").await?;
+            let location = listed.location()?;
+            let same = match Self::there(&store, &location).await? {
+                Some(meta) if listed.is(&meta) => true,
+                Some(meta) if meta.size == listed.size => {
+                    let key = self.key_of(&mut keys, tenant, listed.key).await?;
+                    self.blobs().is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error)).await?
+                }
+                _ => false,
+            };
+            if !same {
+                let key = self.key_of(&mut keys, tenant, listed.key).await?;
+                objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;
+            }
+            known.insert(listed.path);
+            Ok(())
+        })
+        .await?;
+        let mut stale = Vec::new();
+        let mut there = store.list(None);
+        while let Some(meta) = there.try_next().await.map_err(into_error)? {
+            if !known.contains(meta.location.as_ref()) {
+                stale.push(meta.location);
+            }
+        }
+        for location in stale {
+            super::remove(&store, &location).await?;
+        }
+        Ok(())
+    }
+
+    /// How many objects a restore would remove, change and add. Those of the same size and another date count as changed.
+    async fn object_differences(&self, source: &Source, tenant: TenantId) -> Result<Option<Changed>> {
+        let Some(store) = self.store_of(tenant)? else { return Ok(None) };
+        let mut there = BTreeMap::new();
+        let mut listed = store.list(None);
+        while let Some(meta) = listed.try_next().await.map_err(into_error)? {
+            there.insert(meta.location.to_string(), meta);
+        }
+        let mut changed = Changed::default();
+        objects::lines(source.archive.segment(OBJECTS)?, async |listed: Listed| {
+            match there.remove(&listed.path) {
+                None => changed.added += 1,
+                Some(meta) if !listed.is(&meta) => changed.changed += 1,
+                Some(_) => {}
+            }
+            Ok(())
+        })
+        .await?;
+        changed.removed = i64::try_from(there.len()).unwrap_or(i64::MAX);
+        Ok(Some(changed))
+    }
+}

@@ -1,0 +1,260 @@
+//! The transactions of a backup and of a restore, and the roles that they take on.
+
+use std::fmt;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use sqlx::{AssertSqlSafe, Row as _};
+use tenancy_core::{Actor, Error, ErrorKind, Result, TenantId};
+
+use super::fit::Fit;
+use super::tables::{self, Table, quoted};
+use crate::dangerous::begin_as;
+use crate::db::Inner;
+use crate::error::from_sqlx;
+use crate::settle::BYSTANDER;
+use crate::tx::SystemTx;
+
+/// The tables of now, as the backup's role sees them.
+pub(super) async fn tables(inner: &Inner) -> Result<Vec<Table>> {
+    let role = inner.roles.backup();
+    let mut tx = begin_as(inner, Actor::System, &format!("BEGIN READ ONLY; SET LOCAL ROLE {role}"), &[role]).await?;
+    tables::read(&mut tx).await
+}
+
+/// Begins the one snapshot that a backup reads: as a role that can write nothing, in a transaction that can't either. The database lets
+/// one in at a time.
+///
+/// # Errors
+/// [`Unavailable`](ErrorKind::Unavailable) while another backup reads.
+pub(super) async fn begin_snapshot(inner: &Inner) -> Result<SystemTx> {
+    let role = inner.roles.backup();
+    // With its first snapshot it can't be SET to READ WRITE any more. row_security: an error rather than fewer rows, should the role be bound.
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL ROLE {role}; SET LOCAL row_security = off;
+         SET LOCAL extra_float_digits = 1; SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT"
+    );
+    let mut tx = begin_as(inner, Actor::System, &begin, &[role]).await?;
+    let alone: bool =
+        sqlx::query_scalar("select pg_try_advisory_xact_lock($1, 1)").bind(BYSTANDER).fetch_one(&mut tx).await.map_err(from_sqlx)?;
+    if alone { Ok(tx) } else { Err(Error::new(ErrorKind::Unavailable, "another tenant of this database is being backed up")) }
+}
+
+/// The hash and size of rows as `copy` gives them.
+pub(super) async fn digest(tx: &mut SystemTx, copy: &str) -> Result<String> {
+    let mut hash = blake3::Hasher::new();
+    let mut rows = std::pin::pin!(tx.copy_out(copy).await?);
+    while let Some(bytes) = rows.try_next().await.map_err(from_sqlx)? {
+        hash.update(&bytes);
+    }
+    Ok(hash.finalize().to_hex().to_string())
+}
+
+/// What became of one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Changed {
+    pub(super) removed: i64,
+    pub(super) changed: i64,
+    pub(super) added: i64,
+}
+
+impl Changed {
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The one transaction of a restore, bound to one tenant.
+///
+/// Rows are staged as a role that may do nothing but that, and written as the application's, under row-level security: whatever an archive
+/// says, no other tenant's row can be touched. Triggers don't fire, and foreign keys are looked after once all is written.
+pub(super) struct Restoring<'a> {
+    tx: SystemTx,
+    inner: &'a Inner,
+    tenant: TenantId,
+}
+
+impl fmt::Debug for Restoring<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Restoring").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Restoring<'a> {
+    pub(super) async fn begin(inner: &'a Inner, tenant: TenantId) -> Result<Self> {
+        let (app, restore) = (inner.roles.app(), inner.roles.restore());
+        let bound = inner.begin_for(&format!("BEGIN; SET LOCAL ROLE {app}"), tenant);
+        let begin = format!(
+            "{bound}; SET LOCAL ROLE {restore}; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
+             SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT pg_advisory_xact_lock_shared({BYSTANDER}, 2)"
+        );
+        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant })
+    }
+
+    async fn become_role(&mut self, role: &str) -> Result<()> {
+        self.tx.control(&format!("SET LOCAL ROLE {role}")).await.map_err(from_sqlx)
+    }
+
+    /// Loads the rows of one table, and gives how many there were.
+    pub(super) async fn stage(&mut self, n: usize, fit: &Fit, rows: futures_core::stream::BoxStream<'_, Result<bytes::Bytes>>) -> Result<u64> {
+        self.become_role(&self.inner.roles.restore()).await?;
+        let (make, copy) = fit.make(n, &self.inner.roles.app());
+        self.tx.control(&make).await.map_err(|error| does_not_fit(fit, error))?;
+        let count = self.tx.copy_in(&copy, rows).await?;
+        self.tx.control(&fit.ready(n)).await.map_err(|error| does_not_fit(fit, error))?;
+        Ok(count)
+    }
+
+    /// Works as the application's role from here on.
+    pub(super) async fn as_app(&mut self) -> Result<()> {
+        self.become_role(&self.inner.roles.app()).await
+    }
+
+    /// What a restore would do to a table.
+    pub(super) async fn difference(&mut self, n: usize, fit: &Fit) -> Result<Changed> {
+        let row = sqlx::query(AssertSqlSafe(fit.difference(n))).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await;
+        let row = row.map_err(from_sqlx)?;
+        Ok(Changed { removed: row.get(0), changed: row.get(1), added: row.get(2) })
+    }
+
+    /// The keys of some of the rows that would be `removed`, `changed` or `added`.
+    pub(super) async fn examples(&mut self, n: usize, fit: &Fit, how: &str) -> Result<Vec<serde_json::Value>> {
+        let Some(sql) = fit.examples(n, how) else { return Ok(Vec::new()) };
+        sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_all(&mut self.tx).await.map_err(from_sqlx)
+    }
+
+    /// Makes the tables what was staged: removes from all, then adds to all.
+    pub(super) async fn merge(&mut self, fits: &[Fit]) -> Result<Vec<Changed>> {
+        let mut done = Vec::new();
+        for (n, fit) in fits.iter().enumerate() {
+            // Where there is no key, only a difference is reason enough to write all rows again.
+            let same = fit.table.key.is_empty() && self.difference(n, fit).await?.is_none();
+            let mut changed = Changed::default();
+            if !same {
+                let row = sqlx::query(AssertSqlSafe(fit.remove(n))).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await;
+                let row = row.map_err(from_sqlx)?;
+                changed = Changed { changed: row.get(0), removed: row.get(1), added: 0 };
+            }
+            done.push((same, changed));
+        }
+        for (n, fit) in fits.iter().enumerate() {
+            let (same, changed) = &mut done[n];
+            if !*same {
+                let added = sqlx::query(AssertSqlSafe(fit.add(n))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
+                let added = added.map_err(|error| conflicting(fit, error))?.rows_affected().cast_signed();
+                changed.added = added - changed.changed;
+            }
+        }
+        Ok(done.into_iter().map(|(_, changed)| changed).collect())
+    }
+
+    /// Looks after the foreign keys from and to the tables that changed.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict), naming those that some row breaks.
+    pub(super) async fn check_references(&mut self, all: &[Table], fits: &[Fit], changed: &[Changed]) -> Result<()> {
+        let touched = |sql: &str| fits.iter().zip(changed).any(|(fit, changed)| fit.table.sql == sql && !changed.is_none());
+        let mut broken = Vec::new();
+        for table in all {
+            for key in table.refers.iter().filter(|key| touched(&table.sql) || touched(&key.to)) {
+                let given = |sep: &str, not: &str| {
+                    key.pairs.iter().map(|(here, _)| format!("t.{} is {not}null", quoted(here))).collect::<Vec<_>>().join(sep)
+                };
+                let same: Vec<String> = key.pairs.iter().map(|(here, there)| format!("u.{} = t.{}", quoted(there), quoted(here))).collect();
+                // MATCH FULL: all columns or none.
+                let half = if key.full { format!(" or not ({}) and not ({})", given(" and ", "not "), given(" and ", "")) } else { String::new() };
+                let sql = format!(
+                    "select count(*) from {} t where t.{} = $1 and (({}) and not exists (select from {} u where {}){half})",
+                    table.from(),
+                    quoted(&table.tenant_column),
+                    given(" and ", "not "),
+                    key.to,
+                    same.join(" and "),
+                );
+                let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid());
+                let rows: i64 = query.fetch_one(&mut self.tx).await.map_err(|error| {
+                    let why = format!("{}'s foreign key {} can't be looked after: let the application read {}", table.sql, key.name, key.to);
+                    Error::new(ErrorKind::Misconfigured, why).with_source(error)
+                })?;
+                if rows > 0 {
+                    broken.push(format!("{rows} of {} by {}", table.sql, key.name));
+                }
+            }
+        }
+        if broken.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Conflict, format!("rows would refer to what is not there: {}", broken.join("; "))))
+    }
+
+    /// How many rows of the tenant a table has.
+    pub(super) async fn count(&mut self, table: &Table) -> Result<u64> {
+        let sql = format!("select count(*) from {} t where t.{} = $1", table.from(), quoted(&table.tenant_column));
+        let rows: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await.map_err(from_sqlx)?;
+        Ok(rows.cast_unsigned())
+    }
+
+    /// The hash of a table's rows, as a backup of them would have it.
+    pub(super) async fn digest(&mut self, table: &Table) -> Result<String> {
+        digest(&mut self.tx, &table.copy_out(&self.tenant.to_string())).await
+    }
+
+    /// The highest value in each column whose default counts.
+    pub(super) async fn counted(&mut self, fits: &[Fit]) -> Result<Vec<(String, String, i64)>> {
+        let mut highest = Vec::new();
+        for fit in fits {
+            for column in fit.columns().filter(|column| column.sequence) {
+                let sql = format!(
+                    "select max(t.{})::bigint from {} t where t.{} = $1",
+                    column.quoted(),
+                    fit.table.from(),
+                    quoted(&fit.table.tenant_column)
+                );
+                let max: Option<i64> =
+                    sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await.map_err(from_sqlx)?;
+                highest.extend(max.map(|max| (fit.table.sql.clone(), column.name.clone(), max)));
+            }
+        }
+        Ok(highest)
+    }
+
+    /// The rows are written: what is left is the kit's own business, with its triggers.
+    pub(super) async fn into_admin(mut self) -> Result<SystemTx> {
+        let (restore, admin) = (self.inner.roles.restore(), self.inner.roles.admin());
+        let sql = format!("SET LOCAL ROLE {restore}; SET LOCAL session_replication_role = origin; SET LOCAL ROLE {admin}");
+        self.tx.control(&sql).await.map_err(from_sqlx)?;
+        Ok(self.tx)
+    }
+
+    pub(super) async fn rollback(self) -> Result<()> {
+        self.tx.rollback().await
+    }
+}
+
+fn does_not_fit(fit: &Fit, error: sqlx::Error) -> Error {
+    match error.as_database_error() {
+        Some(db) if db.code().is_some_and(|code| code.starts_with("42") || code.starts_with("22")) => {
+            let why = format!("the backup does not fit {}: {}", fit.table.sql, db.message());
+            Error::new(ErrorKind::Conflict, why).with_source(error)
+        }
+        _ => from_sqlx(error),
+    }
+}
+
+fn conflicting(fit: &Fit, error: sqlx::Error) -> Error {
+    match error.as_database_error() {
+        Some(db) if db.code().is_some_and(|code| code.starts_with("23")) => {
+            let rule = db.constraint().unwrap_or("a constraint").to_owned();
+            let why = format!("the backup does not fit {}: its rows break {rule}", fit.table.sql);
+            Error::new(ErrorKind::Conflict, why).with_source(error)
+        }
+        _ => from_sqlx(error),
+    }
+}
+
+/// As a stream of this module's.
+pub(super) fn boxed<'a, S>(stream: S) -> futures_core::stream::BoxStream<'a, Result<bytes::Bytes>>
+where
+    S: futures_core::Stream<Item = Result<bytes::Bytes>> + Send + 'a,
+{
+    stream.boxed()
+}
