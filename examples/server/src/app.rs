@@ -1,14 +1,17 @@
 //! The running server: what its handlers share, how it starts, and how it stops.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
+use object_store::ObjectStore;
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug, TxtResolver};
+use tenancy_sqlx::backup::Backups;
 use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::export::{Export, Exports};
@@ -51,11 +54,20 @@ const LINK_REQUESTS: usize = 16;
 const WORK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Does what operators have queued.
-pub(crate) fn operations(db: &TenantDb, objects: &TenantObjects, exports: &Exports, config: &Config) -> Result<Operations> {
-    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects((objects.clone(), exports.clone()));
-    let export = Export::new(db, exports.clone()).with_objects(objects.clone());
-    let provision = Provision::new(db, plans().clone()).with_storage(objects.clone()).with_hook(Welcome);
-    Ok(Operations::new(db).with(Erase::KIND, erase).with(Provision::KIND, provision).with(Export::KIND, export))
+pub(crate) fn operations(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Config) -> Result<Operations> {
+    let (objects, exports) = (attachment_store::open(Arc::clone(store))?, attachment_store::exports(Arc::clone(store)));
+    let backups = backups(db, store, config)?;
+    let erase = Erase::new(db, credentials::certificate_key(config)?).with_objects((objects.clone(), (exports.clone(), backups.clone())));
+    let export = Export::new(db, exports).with_objects(objects.clone());
+    let provision = Provision::new(db, plans().clone()).with_storage(objects).with_hook(Welcome);
+    let worker = Operations::new(db).with(Erase::KIND, erase).with(Provision::KIND, provision).with(Export::KIND, export);
+    Ok(backups.does(worker))
+}
+
+/// The backups of tenants, in the operators' part of `store`.
+pub(crate) fn backups(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Config) -> Result<Backups> {
+    let backups = Backups::new(db, Arc::clone(store), "backups".into(), credentials::backup_keys(config)?);
+    Ok(backups.with_objects(attachment_store::open(Arc::clone(store))?).with_pace(NonZeroU64::new(config.backup_pace)))
 }
 
 /// What the handlers share.
@@ -217,13 +229,13 @@ impl Running {
             dns: Arc::new(Dns::from_config(config)?),
             draining: AtomicBool::new(false),
         });
-        let sealing = database.has_admin().then(|| Sealing::start(&app.db, store));
+        let sealing = database.has_admin().then(|| Sealing::start(&app.db, Arc::clone(&store)));
         let mut work = JoinSet::new();
         if database.has_admin() {
             if config.warm_tenants > 0 {
                 work.spawn(WarmPool::new(&app.db, plans().clone(), config.warm_tenants).run(WORK_INTERVAL));
             }
-            work.spawn(operations(&app.db, &app.objects, &app.exports, config)?.run(WORK_INTERVAL));
+            work.spawn(operations(&app.db, &store, config)?.run(WORK_INTERVAL));
             work.spawn(domains::recheck(app.db.clone(), Arc::clone(&app.dns)));
         }
         let router = routes::router(&app, resolver, host, database.has_admin());

@@ -77,6 +77,12 @@ pub struct Config {
     /// The secret that signs certificates of erasure, at least 32 bytes: the same one on every node. Absent: one in the data folder
     #[arg(long, env = "TENANCY_CERTIFICATE_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
     pub certificate_key: Option<Secret>,
+    /// The secret that tenants' backup keys are sealed with, at least 32 bytes: the same one on every node. Absent: one in the data folder
+    #[arg(long, env = "TENANCY_BACKUP_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
+    pub backup_key: Option<Secret>,
+    /// How fast a backup reads, in bytes a second; 0 is as fast as it can
+    #[arg(long, env = "TENANCY_BACKUP_PACE", value_name = "BYTES", default_value_t = 10 * 1024 * 1024, global = true)]
+    pub backup_pace: u64,
     /// Where browsers reach this server: links in mails begin with it. `{tenant}` in it stands for the tenant's slug. Absent: the address that it
     /// listens on
     #[arg(long, env = "TENANCY_PUBLIC_URL", value_name = "URL", global = true)]

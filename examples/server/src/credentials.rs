@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 use tenancy_core::{Error, ErrorKind, Result};
+use tenancy_sqlx::backup::BackupKeys;
 use tenancy_sqlx::erase::CertificateKey;
 use tenancy_tower::{Algorithm, JwtResolver, KeySet, Keys};
 
@@ -58,22 +59,32 @@ pub(crate) fn signing_secret(config: &Config) -> Result<(Secret, Option<String>)
     Ok((secret, Some(notice)))
 }
 
-/// What signs certificates of erasure: the configured secret, or one in the data folder, which is made if it is not there.
+/// What signs certificates of erasure.
 pub(crate) fn certificate_key(config: &Config) -> Result<CertificateKey> {
-    let secret = match given(&config.certificate_key) {
+    Ok(CertificateKey::new(key(config, &config.certificate_key, "certificate-key", "TENANCY_CERTIFICATE_KEY")?))
+}
+
+/// What tenants' backup keys are sealed with.
+pub(crate) fn backup_keys(config: &Config) -> Result<BackupKeys> {
+    Ok(BackupKeys::new(key(config, &config.backup_key, "backup-key", "TENANCY_BACKUP_KEY")?))
+}
+
+/// The configured secret, or one in the data folder, which is made if it is not there.
+fn key(config: &Config, configured: &Option<Secret>, file: &str, variable: &str) -> Result<[u8; 32]> {
+    let secret = match given(configured) {
         Some(secret) if secret.len() < 32 => {
-            return Err(Error::new(ErrorKind::Misconfigured, "TENANCY_CERTIFICATE_KEY is too short: use at least 32 random bytes"));
+            return Err(Error::new(ErrorKind::Misconfigured, format!("{variable} is too short: use at least 32 random bytes")));
         }
         Some(secret) => secret.into(),
         None => {
-            let path = config.data_dir.join("certificate-key");
+            let path = config.data_dir.join(file);
             development_secret(&path).map_err(|source| {
-                let what = format!("the key {} can't be used: mend that, or set TENANCY_CERTIFICATE_KEY", path.display());
+                let what = format!("the key {} can't be used: mend that, or set {variable}", path.display());
                 Error::new(ErrorKind::Misconfigured, what).with_source(source)
             })?
         }
     };
-    Ok(CertificateKey::new(Sha256::digest(secret.expose()).into()))
+    Ok(Sha256::digest(secret.expose()).into())
 }
 
 /// Reads the secret at `path`, or puts a new one there. Of several processes that start at once, one makes it.

@@ -1,7 +1,6 @@
 //! `tenancy-server tenant erase`: queues the erasure, and sees it done.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use tenancy_core::{Error, Result, TenantHint, TenantSlug};
 use tenancy_sqlx::TenantDb;
@@ -23,8 +22,7 @@ pub(super) async fn run(
     if found.slug != *confirm {
         return Err(Error::invalid("--confirm", "must be the slug of the tenant that is to be erased"));
     }
-    let store = attachment_store::store(config)?;
-    let worker = operations(db, &attachment_store::open(Arc::clone(&store))?, &attachment_store::exports(store), config)?;
+    let worker = operations(db, &attachment_store::store(config)?, config)?;
     let mut tx = db.dangerous().begin_system("erase a tenant").await?;
     let id = tx.request_erasure(found.id, reason, None).await?.id;
     tx.commit().await?;

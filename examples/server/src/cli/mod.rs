@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::database::Database;
 
 mod audit;
+mod backup;
 mod certificate;
 mod doctor;
 mod erase;
@@ -68,6 +69,9 @@ enum Verb {
     /// Verify certificates of erasure
     #[command(subcommand)]
     Certificate(certificate::Verb),
+    /// Take, list and restore backups of tenants
+    #[command(subcommand)]
+    Backup(backup::Verb),
     /// Create, list and disable operators
     #[command(subcommand)]
     Operator(operator::Verb),
@@ -103,6 +107,7 @@ async fn act(config: &Config, verb: Verb) -> Result<ExitCode> {
         Verb::Audit(verb) => audit::run(config, verb).await,
         Verb::Token(token) => token::run(config, token).await,
         Verb::Certificate(verb) => certificate::run(config, verb),
+        Verb::Backup(verb) => backup::run(config, verb).await,
         Verb::Operator(verb) => operator::run(config, verb).await,
     }
 }

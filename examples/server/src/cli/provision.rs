@@ -1,7 +1,6 @@
 //! `tenancy-server tenant provision`: queues the provisioning, and sees it done.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use serde_json::Value;
 use tenancy_core::{Result, TenantHint};
@@ -15,8 +14,7 @@ use crate::plans::plans;
 
 pub(super) async fn run(config: &Config, db: &TenantDb, hint: &TenantHint, json: bool) -> Result<ExitCode> {
     let found = tenant::find(&db.catalog(), hint).await?;
-    let store = attachment_store::store(config)?;
-    let worker = operations(db, &attachment_store::open(Arc::clone(&store))?, &attachment_store::exports(store), config)?;
+    let worker = operations(db, &attachment_store::store(config)?, config)?;
     let mut tx = db.dangerous().begin_system("provision a tenant").await?;
     let id = tx.request_provisioning(found.id, plans(), Value::Null, None).await?.id;
     tx.commit().await?;

@@ -84,7 +84,7 @@ pub(super) async fn export(
 }
 
 /// Queues long work on a tenant that is there, once per key.
-async fn queued(
+pub(super) async fn queued(
     app: &App,
     by: &By,
     tenant: &str,

@@ -22,6 +22,7 @@ use crate::visitor::Callers;
 mod api_tokens;
 mod attachments;
 mod audit;
+mod backups;
 mod branding;
 mod config;
 mod documents;
@@ -122,6 +123,12 @@ fn operator_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/plans/{plan}/config", config::change_plan),
         route(Method::POST, "/api/v1/tenants/{tenant}/provision", lifecycle::provision),
         route(Method::POST, "/api/v1/tenants/{tenant}/export", lifecycle::export),
+        route(Method::POST, "/api/v1/tenants/{tenant}/backup", backups::take),
+        route(Method::POST, "/api/v1/tenants/{tenant}/restore", backups::restore),
+        route(Method::GET, "/api/v1/tenants/{tenant}/backups", backups::list).open_to(Viewer),
+        route(Method::GET, "/api/v1/tenants/{tenant}/backups/{backup}", backups::show).open_to(Viewer),
+        route(Method::PATCH, "/api/v1/tenants/{tenant}/backups/{backup}", backups::hold),
+        route(Method::DELETE, "/api/v1/tenants/{tenant}/backups/{backup}", backups::delete),
         route(Method::GET, "/api/v1/operations/{operation}/files/{file}", lifecycle::file),
         route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list).open_to(Viewer),
         route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show).open_to(Viewer),

@@ -1,0 +1,124 @@
+//! `tenancy-server backup …`: takes backups of tenants, lists them and restores them.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use tenancy_core::{Result, TenantHint};
+use tenancy_sqlx::TenantDb;
+use tenancy_sqlx::backup::NewRestore;
+use tenancy_sqlx::operations::Operation;
+use uuid::Uuid;
+
+use super::{say, tenant, work};
+use crate::app::operations;
+use crate::attachment_store;
+use crate::config::Config;
+use crate::database::Database;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Take a backup of a tenant
+    Take {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON: the operation, whose `result` is the backup
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the backups of a tenant, the newest first
+    List {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a tenant back to how it was in a backup; how it is now is backed up first
+    Restore {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Which backup
+        backup: Uuid,
+        /// Only tell what would change
+        #[arg(long)]
+        dry_run: bool,
+        /// Only these tables, as the backup names them: public.documents. Settings and objects stay as they are
+        #[arg(long = "table", value_name = "TABLE")]
+        tables: Vec<String>,
+        /// Leave out what the database has no table or column for any more
+        #[arg(long)]
+        may_lose: bool,
+        /// Don't back up first
+        #[arg(long)]
+        without_backup: bool,
+        /// Print JSON: the operation
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
+    let database = Database::from_config(config).await?;
+    if database.is_embedded() {
+        database.migrate().await?;
+    }
+    let db = &database.open(config).await?;
+    match verb {
+        Verb::Take { tenant, json } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let mut tx = db.dangerous().begin_system("back up a tenant").await?;
+            let id = tx.request_backup(found.id, None).await?.id;
+            tx.commit().await?;
+            finish(config, db, id, json, |done| {
+                let result = done.result.clone().unwrap_or_default();
+                format!("backup {id}: {} rows, {} objects, {} bytes", result["rows"], result["objects"], result["bytes"])
+            })
+            .await
+        }
+        Verb::List { tenant, json } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let backups = db.dangerous().begin_system("list backups").await?.backups(found.id, None, 200).await?;
+            if json {
+                say(json!({ "items": backups }));
+                return Ok(ExitCode::SUCCESS);
+            }
+            for backup in backups {
+                let held = backup.hold.map(|why| format!("  held: {why}")).unwrap_or_default();
+                let taken = backup.taken_at.format("%Y-%m-%d %H:%M:%S");
+                say(format_args!("{}  {taken}  {:>9} rows  {:>7} objects  {}{held}", backup.id, backup.rows, backup.objects, backup.reason));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Restore { tenant, backup, dry_run, tables, may_lose, without_backup, json } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let mut asked = NewRestore::new(backup);
+            asked.tables = (!tables.is_empty()).then_some(tables);
+            (asked.dry_run, asked.may_lose, asked.without_backup) = (dry_run, may_lose, without_backup);
+            let mut tx = db.dangerous().begin_system("restore a tenant").await?;
+            let id = tx.request_restore(found.id, &asked, None).await?.id;
+            tx.commit().await?;
+            finish(config, db, id, json, |done| table(&done.result.clone().unwrap_or_default())).await
+        }
+    }
+}
+
+async fn finish(config: &Config, db: &TenantDb, id: Uuid, json: bool, done: impl FnOnce(&Operation) -> String) -> Result<ExitCode> {
+    let worker = operations(db, &attachment_store::store(config)?, config)?;
+    work::finish(db, worker, id, json, done).await
+}
+
+/// What a restore changed, or would change.
+fn table(result: &Value) -> String {
+    let mut text = format!("{:<40}  {:>9}  {:>9}  {:>9}", "", "removed", "changed", "added");
+    let none = serde_json::Map::new();
+    let tables = result["tables"].as_object().unwrap_or(&none).iter().map(|(name, counts)| (name.as_str(), counts));
+    for (name, counts) in tables.chain(result["objects"].is_object().then_some(("objects", &result["objects"]))) {
+        let count = |how: &str| counts[how].as_i64().unwrap_or_default();
+        text.push_str(&format!("\n{name:<40}  {:>9}  {:>9}  {:>9}", count("removed"), count("changed"), count("added")));
+    }
+    if let Some(before) = result["before"].as_str() {
+        text.push_str(&format!("\nas it was before: backup {before}"));
+    }
+    text
+}

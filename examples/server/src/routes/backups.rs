@@ -1,0 +1,113 @@
+//! Backups of tenants, for operators: taken, looked at, restored, held and let go.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use tenancy_core::{Error, Result};
+use tenancy_sqlx::SystemTx;
+use tenancy_sqlx::backup::{Backup, NewRestore};
+use tenancy_tower::axum::Problem;
+use uuid::Uuid;
+
+use super::lifecycle::queued;
+use super::tenants::{begin_about, find};
+use crate::app::{App, uncancelled};
+use crate::edge::RequestId;
+use crate::extract::{Json, NoQuery, Path, Query, present};
+use crate::idempotency::{Answer, Command, Submitted};
+use crate::operator::By;
+use crate::page::Page;
+
+/// How many backups are listed: retention keeps them few.
+const MOST: i64 = 200;
+
+/// Queues a backup.
+pub(super) async fn take(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Command(once): Command,
+) -> Result<Answer, Problem> {
+    let what = async |tx: &mut SystemTx, id| tx.request_backup(id, Some(request_id)).await;
+    Ok(queued(&app, &by, &tenant, &once, "back up a tenant", what).await?)
+}
+
+/// Queues a restoration, or with `"dry_run": true` only the comparison.
+pub(super) async fn restore(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Submitted { body, once }: Submitted<NewRestore>,
+) -> Result<Answer, Problem> {
+    let what = async |tx: &mut SystemTx, id| tx.request_restore(id, &body, Some(request_id)).await;
+    Ok(queued(&app, &by, &tenant, &once, "restore a tenant", what).await?)
+}
+
+/// The latest, the newest first.
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<axum::Json<Page<Backup>>, Problem> {
+    let found = find(&app, &tenant).await?;
+    let items = begin_about(&app, &by, &found, "list backups").await?.backups(found.id, None, MOST).await?;
+    Ok(axum::Json(Page { items, next_cursor: None }))
+}
+
+fn id(backup: &str) -> Result<Uuid> {
+    backup.parse().map_err(|_| Error::not_found())
+}
+
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path((tenant, backup)): Path<(String, String)>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<axum::Json<Backup>, Problem> {
+    let found = find(&app, &tenant).await?;
+    Ok(axum::Json(begin_about(&app, &by, &found, "show a backup").await?.backup(found.id, id(&backup)?).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Hold {
+    /// Null lets it go again.
+    #[serde(default, deserialize_with = "present")]
+    hold: Option<Option<String>>,
+}
+
+pub(super) async fn hold(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path((tenant, backup)): Path<(String, String)>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Json(Hold { hold }): Json<Hold>,
+) -> Result<axum::Json<Backup>, Problem> {
+    let hold = hold.ok_or_else(|| Error::invalid("hold", "must say why the backup is kept, or be null"))?;
+    let found = find(&app, &tenant).await?;
+    let mut tx = begin_about(&app, &by, &found, "hold a backup").await?;
+    let held = tx.hold_backup(found.id, id(&backup)?, hold.as_deref()).await?;
+    uncancelled(tx.commit()).await?;
+    Ok(axum::Json(held))
+}
+
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path((tenant, backup)): Path<(String, String)>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<StatusCode, Problem> {
+    let found = find(&app, &tenant).await?;
+    let mut tx = begin_about(&app, &by, &found, "delete a backup").await?;
+    tx.delete_backup(found.id, id(&backup)?).await?;
+    uncancelled(tx.commit()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,403 @@
+//! Backups: all of one tenant to the last bit, back in one transaction, and nothing of another.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use harness::Kit;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore as _, ObjectStoreExt as _};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
+use tenancy_core::objects::TenantObjects;
+use tenancy_core::{ErrorKind, Result, TenantContext, TenantId};
+use tenancy_sqlx::backup::{BackupKeys, Backups, NewRestore};
+use tenancy_sqlx::operations::{Operation, Operations};
+use uuid::Uuid;
+
+pub(crate) struct World {
+    pub(crate) kit: Kit,
+    store: Arc<InMemory>,
+    objects: TenantObjects,
+    pub(crate) backups: Backups,
+}
+
+fn keys() -> BackupKeys {
+    BackupKeys::new("one", [7; 32]).expect("keys")
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::with(Kit::new().await)
+    }
+
+    fn with(kit: Kit) -> Self {
+        let store = Arc::new(InMemory::new());
+        let objects = TenantObjects::prefixed(store.clone(), Path::from("tenants")).expect("objects");
+        let backups = Backups::new(&kit.db, store.clone(), Path::from("backups"), keys()).with_objects(objects.clone()).with_pace(None);
+        Self { kit, store, objects, backups }
+    }
+
+    fn worker(&self, backups: &Backups) -> Operations {
+        backups.does(Operations::new(&self.kit.db)).with_lease(Duration::from_millis(900))
+    }
+
+    async fn operation(&self, id: Uuid) -> Operation {
+        self.kit.db.dangerous().begin_system("a test looks").await.expect("system").operation(id).await.expect("the operation")
+    }
+
+    async fn ask_backup(&self, tenant: TenantId) -> Result<Operation> {
+        let mut tx = self.kit.db.dangerous().begin_system("a test backs a tenant up").await?;
+        let queued = tx.request_backup(tenant, None).await?;
+        tx.commit().await?;
+        Ok(queued)
+    }
+
+    async fn ask_restore(&self, tenant: TenantId, restore: &NewRestore) -> Result<Operation> {
+        let mut tx = self.kit.db.dangerous().begin_system("a test restores a tenant").await?;
+        let queued = tx.request_restore(tenant, restore, None).await?;
+        tx.commit().await?;
+        Ok(queued)
+    }
+
+    /// Works until the operation is over: claims of killed workers have to run out first.
+    async fn finish(&self, id: Uuid) -> Operation {
+        let worker = self.worker(&self.backups);
+        loop {
+            worker.run_next().await.expect("it runs");
+            let now = self.operation(id).await;
+            if matches!(now.state.as_str(), "done" | "failed") {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn done(&self, id: Uuid) -> Value {
+        let done = self.finish(id).await;
+        assert_eq!((done.state.as_str(), &done.error), ("done", &None));
+        done.result.expect("a result")
+    }
+
+    pub(crate) async fn back_up(&self, cx: &TenantContext) -> Uuid {
+        let queued = self.ask_backup(cx.tenant_id()).await.expect("queued");
+        self.done(queued.id).await;
+        queued.id
+    }
+
+    pub(crate) async fn restore(&self, cx: &TenantContext, restore: &NewRestore) -> Value {
+        let queued = self.ask_restore(cx.tenant_id(), restore).await.expect("queued");
+        self.done(queued.id).await
+    }
+
+    async fn refused(&self, cx: &TenantContext, restore: &NewRestore) -> String {
+        let queued = self.ask_restore(cx.tenant_id(), restore).await.expect("queued");
+        let failed = self.finish(queued.id).await;
+        assert_eq!(failed.state, "failed", "{:?}", failed.result);
+        failed.error.expect("a reason")
+    }
+
+    async fn put(&self, cx: &TenantContext, path: &str, content: impl Into<object_store::PutPayload>) {
+        self.objects.scope(cx).expect("scope").put(&Path::from(path), content.into()).await.expect("put");
+    }
+
+    /// All objects of a tenant.
+    async fn contents(&self, cx: &TenantContext) -> BTreeMap<String, Vec<u8>> {
+        let below = Path::from("tenants").join(cx.tenant_id().to_string());
+        let mut all = BTreeMap::new();
+        for meta in futures_util::TryStreamExt::try_collect::<Vec<_>>(self.store.list(Some(&below))).await.expect("listed") {
+            all.insert(meta.location.to_string(), self.store.get(&meta.location).await.expect("there").bytes().await.expect("read").to_vec());
+        }
+        all
+    }
+}
+
+/// A digest of the tenant's rows of the host's tables, or of everybody's, per table.
+pub(crate) async fn digests(eye: &mut PgConnection, tenant: Option<TenantId>) -> BTreeMap<String, String> {
+    let tables = "select attrelid::regclass::text from pg_attribute join pg_class c on c.oid = attrelid
+                   where attname = 'tenant_id' and not attisdropped and relkind in ('r', 'p') and not relispartition and relnamespace = 'public'::regnamespace";
+    let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&mut *eye).await.expect("tables");
+    let mut all = BTreeMap::new();
+    for table in tables {
+        let sql = format!(
+            "select coalesce(md5(string_agg(t::text, ',' order by t::text)), '') from {table} t where $1::uuid is null or tenant_id::text = $1::text"
+        );
+        let digest: String = sqlx::query_scalar(AssertSqlSafe(sql)).bind(tenant.map(TenantId::as_uuid)).fetch_one(&mut *eye).await.expect("digest");
+        all.insert(table, digest);
+    }
+    all
+}
+
+pub(crate) async fn as_owner(kit: &Kit, sql: &str) {
+    let mut eye = kit.superuser().await;
+    eye.execute("set role tenancy_owner").await.expect("owner");
+    eye.execute(AssertSqlSafe(sql.to_owned())).await.expect("made");
+}
+
+async fn run(kit: &Kit, cx: &TenantContext, statements: &[&str]) {
+    let mut tx = kit.db.begin(cx).await.expect("begin");
+    for sql in statements {
+        sqlx::query(AssertSqlSafe((*sql).to_owned())).execute(&mut tx).await.expect(sql);
+    }
+    tx.commit().await.expect("commit");
+}
+
+/// What is hard to put back: a tree, two tables that refer to each other, partitions, identities, generated columns, own types, no key, and a
+/// trigger that must not fire.
+const HARD: &str = "
+    create type mood as enum ('sad', 'ok', 'happy');
+    create domain short as text check (length(value) < 20);
+    create table tree (tenant_id uuid not null, id int not null, up int, primary key (tenant_id, id), foreign key (tenant_id, up) references tree (tenant_id, id));
+    create table men (tenant_id uuid not null, id int not null, dog int, primary key (tenant_id, id));
+    create table dogs (tenant_id uuid not null, id int not null, man int not null, primary key (tenant_id, id), foreign key (tenant_id, man) references men (tenant_id, id));
+    alter table men add foreign key (tenant_id, dog) references dogs (tenant_id, id);
+    create table events (tenant_id uuid not null, id int not null, primary key (tenant_id, id)) partition by range (id);
+    create table events_1 partition of events for values from (0) to (10);
+    create table events_2 partition of events for values from (10) to (20);
+    create table things (
+      id bigint generated always as identity, tenant_id uuid not null, name text not null, n int, twice int generated always as (n * 2) stored, moods mood[], nick short,
+      doc jsonb, raw json, amounts numeric[], at timestamptz, blob bytea, span int4range, near point, pause interval, ratio float8, primary key (tenant_id, id), unique (tenant_id, name));
+    create table bare (tenant_id uuid not null, word text, n int);
+    create table \"Odd Name\" (tenant_id uuid not null, \"a \"\"b\" text collate \"C\" not null, primary key (tenant_id, \"a \"\"b\"));
+    create table fired (tenant_id uuid not null, id uuid not null default gen_random_uuid(), what text, primary key (tenant_id, id));
+    create function note_it() returns trigger language plpgsql as 'begin insert into fired (what) values (tg_op); return null; end';
+    create trigger note_it after insert or update or delete on things for each row execute function note_it();
+    call tenancy.protect_table('tree'); call tenancy.protect_table('men'); call tenancy.protect_table('dogs'); call tenancy.protect_table('events');
+    call tenancy.protect_table('things'); call tenancy.protect_table('bare'); call tenancy.protect_table('\"Odd Name\"'); call tenancy.protect_table('fired')";
+
+async fn hard_world() -> World {
+    let world = World::new().await;
+    as_owner(&world.kit, HARD).await;
+    for cx in [&world.kit.acme, &world.kit.globex] {
+        let slug = cx.tenant().slug.to_string();
+        run(
+            &world.kit,
+            cx,
+            &[
+                "insert into tree (id, up) values (1, null), (2, 1), (3, 2), (4, 1)",
+                "insert into men (id) values (1), (2)",
+                "insert into dogs (id, man) values (1, 1), (2, 1)",
+                "update men set dog = 1 where id = 1",
+                "insert into events (id) select generate_series(5, 14)",
+                "insert into things (name, n, moods, nick, doc, raw, amounts, at, blob, span, near, pause, ratio) values
+                   ('one', 1, '{sad,NULL,happy}', 'nick', '{\"a\": [1, null, \"é\"]}', '{\"b\" :  1.0}', '{1.50,NaN}', '2026-01-02 03:04:05.678901+00', '\\x00ff', '[1,5)', '(1.5,-2)', '1 mon -2 days', 'infinity'),
+                   ('two', null, null, null, null, null, null, 'infinity', null, 'empty', null, null, 0.1)",
+                "insert into bare (word, n) values ('same', 1), ('same', 1), (null, null)",
+                "insert into \"Odd Name\" values (default, 'x'), (default, 'É')",
+                "insert into notes (body) select 'note ' || g from generate_series(1, 50) g",
+                "insert into comments (note_id, body) select id, 'c' from notes",
+            ],
+        )
+        .await;
+        world.put(cx, "a/b.txt", format!("{slug}'s object")).await;
+        world.put(cx, "large", vec![b'x'; 9_000_000]).await;
+        world.put(cx, "empty", "").await;
+    }
+    world
+}
+
+/// Damage of every kind.
+async fn vandalise(world: &World, cx: &TenantContext) {
+    run(
+        &world.kit,
+        cx,
+        &[
+            "delete from comments where note_id in (select id from notes where body like '%1%')",
+            "delete from notes where body like '%1%'",
+            "update notes set body = body || ' changed' where body like '%2%'",
+            "insert into notes (body) values ('not in the backup')",
+            "update men set dog = null", "delete from dogs", "delete from men where id = 2", "insert into men (id) values (9)",
+            "update tree set up = null where id = 3", "delete from tree where id = 4",
+            "delete from events where id > 8", "insert into events (id) values (19)",
+            "update things set name = case name when 'one' then 'x' else 'one' end", "update things set name = 'two' where name = 'x'", // the unique names are swapped
+            "insert into things (name) values ('three')",
+            "delete from bare where word = 'same'", "insert into bare (word) values ('new')",
+            "delete from \"Odd Name\"",
+            "delete from fired",
+        ],
+    )
+    .await;
+    let store = world.objects.scope(cx).expect("scope");
+    store.delete(&Path::from("large")).await.expect("deleted");
+    store.put(&Path::from("a/b.txt"), "changed".into()).await.expect("put");
+    store.put(&Path::from("new"), "new".into()).await.expect("put");
+}
+
+#[tokio::test]
+async fn a_tenant_comes_back_to_the_last_bit_and_nobody_else_notices() {
+    let world = hard_world().await;
+    let (acme, globex) = (&world.kit.acme, &world.kit.globex);
+    let mut eye = world.kit.superuser().await;
+    let backup = world.back_up(acme).await;
+    let was = (digests(&mut eye, Some(acme.tenant_id())).await, world.contents(acme).await);
+    vandalise(&world, acme).await;
+    let others = (digests(&mut eye, Some(globex.tenant_id())).await, world.contents(globex).await);
+    assert_ne!(digests(&mut eye, Some(acme.tenant_id())).await, was.0);
+
+    let result = world.restore(acme, &NewRestore::new(backup)).await;
+    assert_eq!((digests(&mut eye, Some(acme.tenant_id())).await, world.contents(acme).await), was);
+    assert_eq!((digests(&mut eye, Some(globex.tenant_id())).await, world.contents(globex).await), others);
+    assert_eq!(result["tables"]["public.events"], json!({ "removed": 1, "changed": 0, "added": 6 }));
+    assert_eq!(result["tables"]["public.things"], json!({ "removed": 1, "changed": 2, "added": 0 }));
+    assert_eq!(result["tables"]["public.\"Odd Name\""], json!({ "removed": 0, "changed": 0, "added": 2 }));
+    // It is served again, and what counts goes on.
+    run(&world.kit, acme, &["insert into things (name) values ('after')", "insert into notes (body) values ('after')"]).await;
+
+    // The backup that was taken first undoes the restore.
+    let before: Uuid = serde_json::from_value(result["before"].clone()).expect("a backup");
+    world.restore(acme, &NewRestore::new(before).without_backup()).await;
+    assert!(world.kit.notes(acme).await.contains(&"not in the backup".to_owned()));
+    assert_eq!(world.contents(acme).await.values().filter(|content| content.as_slice() == b"changed").count(), 1);
+    assert_eq!((digests(&mut eye, Some(globex.tenant_id())).await, world.contents(globex).await), others);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let mut eye = world.kit.superuser().await;
+    let backup = world.back_up(acme).await;
+    vandalise(&world, acme).await;
+    let was = (digests(&mut eye, None).await, world.contents(acme).await);
+    let told = world.restore(acme, &NewRestore::new(backup).dry_run()).await;
+    assert_eq!((digests(&mut eye, None).await, world.contents(acme).await), was);
+    let events = &told["tables"]["public.events"];
+    assert_eq!((&events["removed"], &events["changed"], &events["added"]), (&json!(1), &json!(0), &json!(6)));
+    assert_eq!((&events["examples"]["removed"], &events["examples"]["added"][0]), (&json!([{ "id": 19 }]), &json!({ "id": 9 })));
+    assert_eq!(told["tables"]["public.things"]["changed"], 2);
+    assert_eq!(told["tables"]["public.bare"], json!({ "removed": 1, "changed": 0, "added": 2, "examples": { "removed": [], "added": [] } }));
+    assert_eq!(told["objects"], json!({ "removed": 1, "changed": 1, "added": 1 }));
+
+    // What a dry run told is what is done.
+    let done = world.restore(acme, &NewRestore::new(backup).without_backup()).await;
+    for (table, counts) in done["tables"].as_object().expect("tables") {
+        assert_eq!(["removed", "changed", "added"].map(|how| &counts[how]), ["removed", "changed", "added"].map(|how| &told["tables"][table][how]), "{table}");
+    }
+    let again = world.restore(acme, &NewRestore::new(backup).dry_run()).await;
+    assert!(again["tables"].as_object().expect("tables").values().all(|counts| *counts == json!({ "removed": 0, "changed": 0, "added": 0 })), "{again}");
+}
+
+/// The archive's place in the store.
+async fn archive_of(world: &World, backup: Uuid) -> Path {
+    let all: Vec<_> = futures_util::TryStreamExt::try_collect(world.store.list(Some(&Path::from("backups")))).await.expect("listed");
+    let mut found = all.into_iter().map(|meta: object_store::ObjectMeta| meta.location).filter(|at| at.as_ref().contains(&backup.to_string()));
+    let at = found.next().expect("an archive");
+    assert_eq!(found.next(), None, "nothing else is left of the backup");
+    at
+}
+
+#[tokio::test]
+async fn an_archive_that_is_not_this_backup_is_refused_before_anything_is_written() {
+    let world = hard_world().await;
+    let (acme, globex) = (&world.kit.acme, &world.kit.globex);
+    let mut eye = world.kit.superuser().await;
+    let (first, theirs) = (world.back_up(acme).await, world.back_up(globex).await);
+    vandalise(&world, acme).await;
+    let second = world.back_up(acme).await;
+    let was = (digests(&mut eye, None).await, world.contents(acme).await);
+    let mine = archive_of(&world, second).await;
+    let good = world.store.get(&mine).await.expect("there").bytes().await.expect("read").to_vec();
+    let other = |at: Path| {
+        let store = world.store.clone();
+        async move { store.get(&at).await.expect("there").bytes().await.expect("read").to_vec() }
+    };
+    let mut flipped = good.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for (what, bytes) in [
+        ("another tenant's", other(archive_of(&world, theirs).await).await),
+        ("an older one of the same tenant", other(archive_of(&world, first).await).await),
+        ("changed", flipped),
+        ("truncated", good[..good.len() - 100].to_vec()),
+        ("longer", [good.as_slice(), b"x"].concat()),
+        ("empty", Vec::new()),
+        ("something else", b"PGDMP".repeat(100)),
+    ] {
+        world.store.put(&mine, bytes.into()).await.expect("put");
+        let why = world.refused(acme, &NewRestore::new(second).without_backup()).await;
+        assert!(why.contains("archive"), "{what}: {why}");
+        assert_eq!((digests(&mut eye, None).await, world.contents(acme).await), was, "{what}");
+        assert_eq!(world.kit.notes(acme).await.len(), world.kit.notes(acme).await.len(), "it is served");
+    }
+    world.store.delete(&mine).await.expect("deleted");
+    world.refused(acme, &NewRestore::new(second)).await;
+    // Whole again, it is taken.
+    world.store.put(&mine, good.into()).await.expect("put");
+    world.restore(acme, &NewRestore::new(second)).await;
+    // Nobody restores from another tenant's backup.
+    let foreign = world.ask_restore(acme.tenant_id(), &NewRestore::new(theirs)).await.expect_err("another tenant's");
+    let none = world.ask_restore(acme.tenant_id(), &NewRestore::new(Uuid::now_v7())).await.expect_err("none");
+    assert_eq!((foreign.kind(), foreign.to_string()), (ErrorKind::NotFound, none.to_string()));
+}
+
+#[tokio::test]
+async fn killed_at_any_step_the_old_data_stands_or_the_new_and_a_rerun_completes() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let mut eye = world.kit.superuser().await;
+    // Of a backup.
+    for step in ["objects", "rows", "archive"] {
+        let queued = world.ask_backup(acme.tenant_id()).await.expect("queued");
+        let halting = world.worker(&world.backups.clone().halting_after(step));
+        let killed = tokio::time::timeout(Duration::from_millis(1_500), halting.run_next()).await;
+        assert!(killed.is_err(), "{step}");
+        world.done(queued.id).await;
+        archive_of(&world, queued.id).await;
+    }
+    let backup = world.back_up(acme).await;
+    let new = (digests(&mut eye, Some(acme.tenant_id())).await, world.contents(acme).await);
+    let others = digests(&mut eye, Some(world.kit.globex.tenant_id())).await;
+    // Of a restore.
+    for step in ["objects before", "staged", "fenced", "settled", "merged", "before commit", "applied", "objects after"] {
+        vandalise(&world, acme).await;
+        let old = digests(&mut eye, Some(acme.tenant_id())).await;
+        let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup)).await.expect("queued");
+        let halting = world.worker(&world.backups.clone().halting_after(step));
+        let killed = tokio::time::timeout(Duration::from_secs(4), halting.run_next()).await;
+        assert!(killed.is_err(), "{step}");
+        let now = digests(&mut eye, Some(acme.tenant_id())).await;
+        let applied = matches!(step, "applied" | "objects after");
+        assert!(now == if applied { new.0.clone() } else { old }, "{step}: old or new, and no mix");
+        world.done(queued.id).await;
+        assert_eq!((digests(&mut eye, Some(acme.tenant_id())).await, world.contents(acme).await), new, "{step}");
+        world.kit.notes(acme).await;
+    }
+    assert_eq!(digests(&mut eye, Some(world.kit.globex.tenant_id())).await, others);
+}
+
+#[tokio::test]
+async fn behind_the_fence_the_tenant_gets_an_answer_to_try_again_and_others_are_served() {
+    let world = hard_world().await;
+    let (acme, globex) = (&world.kit.acme, &world.kit.globex);
+    let backup = world.back_up(acme).await;
+    let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup).without_backup()).await.expect("queued");
+    // A transaction that began before is waited for, and what it writes is undone like all the rest.
+    let mut late = world.kit.db.begin(acme).await.expect("begin");
+    let halting = world.worker(&world.backups.clone().halting_after("merged"));
+    let restoring = tokio::spawn(async move { halting.run_next().await });
+    for _ in 0..100 {
+        if world.operation(queued.id).await.step == "waiting for older transactions" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(world.operation(queued.id).await.step, "waiting for older transactions");
+    sqlx::query("insert into notes (body) values ('late')").execute(&mut late).await.expect("it may still write");
+    late.commit().await.expect("commit");
+    for error in [world.kit.db.begin(acme).await.err(), world.kit.db.read(acme).await.err()] {
+        let error = error.expect("nobody is served");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("restoring"), "{error}");
+    }
+    let mut resume = world.kit.db.dangerous().begin_system("a test resumes").await.expect("system");
+    let active = tenancy_core::TenantChange::status(tenancy_core::TenantStatus::Active);
+    let held = resume.update_tenant(acme.tenant_id(), active, None, chrono::Utc::now()).await.expect_err("it is being restored");
+    assert_eq!(held.kind(), ErrorKind::Conflict);
+    // While rows are held by the restore, another tenant waits for nothing.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.kit.note(globex, "meanwhile").await;
+    restoring.abort();
+    world.done(queued.id).await;
+    assert!(!world.kit.notes(acme).await.contains(&"late".to_owned()));
+}
