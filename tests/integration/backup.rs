@@ -24,7 +24,7 @@ pub(crate) struct World {
 }
 
 fn keys() -> BackupKeys {
-    BackupKeys::new("one", [7; 32]).expect("keys")
+    BackupKeys::new([7; 32])
 }
 
 impl World {

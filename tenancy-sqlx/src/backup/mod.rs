@@ -32,7 +32,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use object_store::ObjectStore;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use object_store::path::Path;
 use serde_json::Value;
 use tenancy_core::objects::TenantObjects;
@@ -131,7 +131,7 @@ impl Backups {
     }
 
     fn blobs(&self) -> Blobs {
-        Blobs::new(Arc::clone(&self.store), self.root.clone())
+        Blobs::new(Arc::clone(&self.store), self.root.clone(), self.encrypted)
     }
 
     /// Where the archive of an attempt is: another node's that was given up writes elsewhere.
@@ -144,7 +144,7 @@ impl Backups {
         let tenant = TenantId::from_uuid(backup.tenant_id)?;
         let key = self.keys.tenant_key(&self.db, tenant, backup.key_id).await?;
         let at = self.at(tenant, backup.id, backup.attempt);
-        let expect = Expect { tenant, backup: backup.id, bytes: backup.bytes.cast_unsigned(), hash: backup.hash.clone() };
+        let expect = Expect { tenant, backup: backup.id, bytes: backup.bytes.cast_unsigned() };
         let reader = ArchiveReader::open(Arc::clone(&self.store), at, expect, &key).await?;
         Ok((reader, key))
     }

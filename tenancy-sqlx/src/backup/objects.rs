@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_core::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _, WriteMultipart};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use uuid::Uuid;
 
 use super::archive::{ArchiveKey, BlobRef, Blobs};
 use super::pace::Pace;
+use super::take::Teller;
 
 /// One object, as a line of the segment `objects`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,20 +45,20 @@ impl Listed {
 pub(super) struct Seen(pub(super) BTreeMap<String, Listed>);
 
 impl Seen {
-    /// Stores what is not stored yet, and forgets what is gone. `tell` is called with how many were looked at.
+    /// Stores what is not stored yet, and forgets what is gone: gives that.
     pub(super) async fn look(
         &mut self,
         store: &TenantStore,
         blobs: &Blobs,
         (tenant, key): (TenantId, &ArchiveKey),
         pace: &mut Pace,
-        mut tell: impl AsyncFnMut(u64) -> Result<()>,
+        teller: &mut Teller<'_>,
     ) -> Result<BTreeMap<String, Listed>> {
         let mut before = std::mem::take(&mut self.0);
         let mut listed = store.list(None);
         let mut count = 0;
         while let Some(meta) = listed.try_next().await.map_err(into_error)? {
-            tell(count).await?;
+            teller.tell("storing objects", count, None, "objects").await?;
             count += 1;
             let path = meta.location.to_string();
             if let Some(known) = before.remove(&path).filter(|known| known.is(&meta)) {
@@ -102,25 +104,24 @@ pub(super) async fn put_back(store: &TenantStore, listed: &Listed, blobs: &Blobs
     upload.finish().await.map(drop).map_err(into_error)
 }
 
-/// Reads the lines of a segment.
-pub(super) async fn lines(
-    mut segment: futures_core::stream::BoxStream<'_, Result<bytes::Bytes>>,
-    mut each: impl AsyncFnMut(Listed) -> Result<()>,
-) -> Result<u64> {
-    let (mut rest, mut count) = (Vec::new(), 0);
-    while let Some(bytes) = segment.try_next().await? {
-        rest.extend_from_slice(&bytes);
-        let mut from = 0;
-        while let Some(end) = rest[from..].iter().position(|byte| *byte == b'\n') {
-            let line = serde_json::from_slice(&rest[from..from + end])
-                .map_err(|error| Error::invalid("archive", "has a list of objects that can't be read").with_source(error))?;
-            each(line).await?;
-            from += end + 1;
-            count += 1;
+/// The lines of a segment.
+pub(super) fn lines(segment: BoxStream<'static, Result<bytes::Bytes>>) -> BoxStream<'static, Result<Listed>> {
+    stream::try_unfold((segment, bytes::BytesMut::new()), |(mut segment, mut rest)| async move {
+        loop {
+            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line = rest.split_to(end + 1);
+                let listed = serde_json::from_slice(&line[..end])
+                    .map_err(|error| Error::invalid("archive", "has a list of objects that can't be read").with_source(error))?;
+                return Ok(Some((listed, (segment, rest))));
+            }
+            match segment.try_next().await? {
+                Some(bytes) => rest.extend_from_slice(&bytes),
+                None if rest.is_empty() => return Ok(None),
+                None => return Err(Error::invalid("archive", "has a list of objects that breaks off")),
+            }
         }
-        rest.drain(..from);
-    }
-    if rest.is_empty() { Ok(count) } else { Err(Error::invalid("archive", "has a list of objects that breaks off")) }
+    })
+    .boxed()
 }
 
 /// What says that rows name objects which are not there.

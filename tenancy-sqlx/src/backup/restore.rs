@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::SubsecRound as _;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
 use serde_json::{Value, json};
@@ -11,10 +11,10 @@ use tenancy_core::objects::{TenantStore, into_error};
 use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantChange, TenantId, TenantStatus};
 use uuid::Uuid;
 
-use super::archive::{ArchiveKey, ArchiveReader};
+use super::archive::{ArchiveKey, ArchiveReader, Blobs};
 use super::details::{Details, Was};
 use super::fit::{Fit, Fits, Wanted};
-use super::objects::{self, Listed};
+use super::objects;
 use super::session::{self, Changed, Restoring};
 use super::tables::Table;
 use super::take::{OBJECTS, Teller};
@@ -319,31 +319,31 @@ impl Backups {
         let Some(store) = self.store_of(tenant)? else { return Ok(()) };
         let (mut keys, mut teller, mut looked) = (BTreeMap::new(), Teller::new(progress), 0);
         let total = Some(source.details.objects.count);
-        objects::lines(source.archive.segment(OBJECTS)?, async |listed: Listed| {
+        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
+        while let Some(listed) = lines.try_next().await? {
             teller.tell("putting objects back", looked, total, "objects").await?;
             looked += 1;
             if Self::there(&store, &listed.location()?).await?.is_none() {
                 let key = self.key_of(&mut keys, tenant, listed.key).await?;
                 objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;
             }
-            Ok(())
-        })
-        .await
-        .map(drop)
+        }
+        Ok(())
     }
 
     /// Makes the objects what the backup has: those with another content get theirs back, and those that it does not have go.
     async fn match_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
         let Some(store) = self.store_of(tenant)? else { return Ok(()) };
         let (mut keys, mut teller, mut known) = (BTreeMap::new(), Teller::new(progress), std::collections::BTreeSet::new());
-        objects::lines(source.archive.segment(OBJECTS)?, async |listed: Listed| {
+        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
+        while let Some(listed) = lines.try_next().await? {
             teller.tell("comparing objects", known.len() as u64, Some(source.details.objects.count), "objects").await?;
             let location = listed.location()?;
             let same = match Self::there(&store, &location).await? {
                 Some(meta) if listed.is(&meta) => true,
                 Some(meta) if meta.size == listed.size => {
                     let key = self.key_of(&mut keys, tenant, listed.key).await?;
-                    self.blobs().is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error)).await?
+                    Blobs::is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error).boxed()).await?
                 }
                 _ => false,
             };
@@ -352,9 +352,7 @@ impl Backups {
                 objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;
             }
             known.insert(listed.path);
-            Ok(())
-        })
-        .await?;
+        }
         let mut stale = Vec::new();
         let mut there = store.list(None);
         while let Some(meta) = there.try_next().await.map_err(into_error)? {
@@ -377,15 +375,14 @@ impl Backups {
             there.insert(meta.location.to_string(), meta);
         }
         let mut changed = Changed::default();
-        objects::lines(source.archive.segment(OBJECTS)?, async |listed: Listed| {
+        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
+        while let Some(listed) = lines.try_next().await? {
             match there.remove(&listed.path) {
                 None => changed.added += 1,
                 Some(meta) if !listed.is(&meta) => changed.changed += 1,
                 Some(_) => {}
             }
-            Ok(())
-        })
-        .await?;
+        }
         changed.removed = i64::try_from(there.len()).unwrap_or(i64::MAX);
         Ok(Some(changed))
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Row as _};
 use tenancy_core::{Actor, Error, ErrorKind, Result, TenantId};
 
@@ -249,12 +249,4 @@ fn conflicting(fit: &Fit, error: sqlx::Error) -> Error {
         }
         _ => from_sqlx(error),
     }
-}
-
-/// As a stream of this module's.
-pub(super) fn boxed<'a, S>(stream: S) -> futures_core::stream::BoxStream<'a, Result<bytes::Bytes>>
-where
-    S: futures_core::Stream<Item = Result<bytes::Bytes>> + Send + 'a,
-{
-    stream.boxed()
 }

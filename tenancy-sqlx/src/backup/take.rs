@@ -116,10 +116,11 @@ impl Backups {
         let written = async {
             let mut total = 0;
             for table in &tables {
-                archive.begin(Kind::Rows, &table.sql).await?;
+                archive.begin(Kind::Rows, &table.sql)?;
                 let (mut rows, mut read) = (Counter::default(), 0);
                 {
-                    let mut copied = std::pin::pin!(tx.copy_out(&table.copy_out(&tenant.to_string())).await?);
+                    let copy = table.copy_out(&tenant.to_string());
+                    let mut copied = std::pin::pin!(tx.copy_out(&copy).await?);
                     while let Some(bytes) = copied.try_next().await.map_err(from_sqlx)? {
                         rows.count(&bytes);
                         read += bytes.len() as u64;
@@ -138,7 +139,7 @@ impl Backups {
             self.halted("rows").await;
 
             let objects = self.listed(seen, &named, (tenant, key), &mut pace, &mut teller).await?;
-            archive.begin(Kind::Objects, OBJECTS).await?;
+            archive.begin(Kind::Objects, OBJECTS)?;
             let mut counted = Counted::default();
             for listed in objects.values() {
                 let mut line = serde_json::to_vec(listed).map_err(unwritable)?;
@@ -189,11 +190,11 @@ impl Backups {
         // One that can't be read any more is no reason not to take another: all is stored again.
         let read = async {
             let (archive, _) = self.open(newest).await?;
-            objects::lines(archive.segment(OBJECTS)?, async |listed| {
+            let mut lines = objects::lines(archive.segment(OBJECTS)?);
+            while let Some(listed) = lines.try_next().await? {
                 seen.0.insert(listed.path.clone(), listed);
-                Ok(())
-            })
-            .await
+            }
+            Ok::<_, Error>(())
         };
         if let Err(error) = read.await {
             tracing::warn!(%tenant, backup = %newest.id, ?error, "the last backup can't be built upon");
@@ -211,7 +212,7 @@ impl Backups {
     ) -> Result<BTreeMap<String, Listed>> {
         let Some(objects) = &self.objects else { return Ok(BTreeMap::new()) };
         let store = objects.dangerous_scope(key.0)?;
-        seen.look(&store, &self.blobs(), key, pace, async |count| teller.tell("storing objects", count, None, "objects").await).await
+        seen.look(&store, &self.blobs(), key, pace, teller).await
     }
 
     /// The objects that belong to the snapshot: those that are there now, and those that its rows name and that were there.
