@@ -52,6 +52,8 @@ const WORKER_LIMIT: Duration = Duration::from_secs(5);
 const LINK_REQUESTS: usize = 16;
 /// How often a node that has none looks for long work.
 const WORK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often backups that were deleted are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Does what operators have queued.
 pub(crate) fn operations(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Config) -> Result<Operations> {
@@ -68,6 +70,20 @@ pub(crate) fn operations(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &C
 pub(crate) fn backups(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Config) -> Result<Backups> {
     let backups = Backups::new(db, Arc::clone(store), "backups".into(), credentials::backup_keys(config)?);
     Ok(backups.with_objects(attachment_store::open(Arc::clone(store))?).with_pace(NonZeroU64::new(config.backup_pace)))
+}
+
+/// Removes what was deleted of backups.
+async fn sweep(backups: Backups) {
+    loop {
+        match backups.sweep_next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => tokio::time::sleep(SWEEP_INTERVAL).await,
+            Err(error) => {
+                tracing::error!(?error, "backups that were deleted are still there");
+                tokio::time::sleep(SWEEP_INTERVAL).await;
+            }
+        }
+    }
 }
 
 /// What the handlers share.
@@ -236,6 +252,7 @@ impl Running {
                 work.spawn(WarmPool::new(&app.db, plans().clone(), config.warm_tenants).run(WORK_INTERVAL));
             }
             work.spawn(operations(&app.db, &store, config)?.run(WORK_INTERVAL));
+            work.spawn(sweep(backups(&app.db, &store, config)?));
             work.spawn(domains::recheck(app.db.clone(), Arc::clone(&app.dns)));
         }
         let router = routes::router(&app, resolver, host, database.has_admin());

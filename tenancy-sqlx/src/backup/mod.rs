@@ -52,6 +52,7 @@ mod record;
 mod request;
 mod restore;
 mod session;
+mod sweep;
 mod tables;
 mod take;
 
@@ -136,7 +137,15 @@ impl Backups {
 
     /// Where the archive of an attempt is: another node's that was given up writes elsewhere.
     fn at(&self, tenant: TenantId, backup: Uuid, attempt: i64) -> Path {
-        self.root.clone().join(tenant.to_string()).join("archives").join(backup.to_string()).join(attempt.to_string())
+        self.of(tenant, backup).join(attempt.to_string())
+    }
+
+    fn of(&self, tenant: TenantId, backup: Uuid) -> Path {
+        self.archives(tenant).join(backup.to_string())
+    }
+
+    fn archives(&self, tenant: TenantId) -> Path {
+        self.root.clone().join(tenant.to_string()).join("archives")
     }
 
     /// Opens the archive of a backup: nothing of it is used before it is known to be this one, whole and unchanged.

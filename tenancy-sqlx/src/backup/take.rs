@@ -241,7 +241,7 @@ impl Backups {
     async fn tidy(&self, backup: &Backup) -> Result<()> {
         let tenant = TenantId::from_uuid(backup.tenant_id)?;
         let keep = self.at(tenant, backup.id, backup.attempt);
-        let below = keep.parts().take(keep.parts().count() - 1).collect::<Path>();
+        let below = self.of(tenant, backup.id);
         let stale: Vec<Path> = self.store.list(Some(&below)).map_ok(|meta| meta.location).try_collect().await.map_err(into_error)?;
         for at in stale.into_iter().filter(|at| *at != keep) {
             super::remove(&*self.store, &at).await?;

@@ -101,7 +101,7 @@ impl SystemTx {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) without a reason; [`Conflict`](ErrorKind::Conflict) for a tenant
-    /// in another state, one with another operation under way, and a database with a table that can't be handled, which is named.
+    /// in another state, one with another operation under way or a backup that is held, and a database with a table that can't be handled, which is named.
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
@@ -110,6 +110,11 @@ impl SystemTx {
             return Err(Error::invalid("reason", "must have 1 to 500 characters, and no control characters"));
         }
         may_be_erased(self, tenant).await?;
+        let held = sqlx::query_scalar("select hold from tenancy.backups where tenant_id = $1 and hold is not null and deleted_at is null limit 1");
+        let held: Option<String> = held.bind(tenant.as_uuid()).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
+        if let Some(why) = held {
+            return Err(Error::new(ErrorKind::Conflict, format!("a backup of the tenant is held ({why}): let it go first")));
+        }
         plan::Plan::read(self).await?;
         self.queue_operation(tenant, Erase::KIND, json!({ "reason": reason }), request_id).await
     }

@@ -28,7 +28,7 @@ const SMALL: usize = 8 * 1024 * 1024;
 /// Encrypted or not, and the salt of the content's own key.
 const PREFIX: usize = 1 + 16;
 /// For how long what no backup names is kept: one that names it may be under way.
-const YOUNG: TimeDelta = TimeDelta::days(2);
+pub(in crate::backup) const YOUNG: TimeDelta = TimeDelta::days(2);
 
 /// Which content.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -199,7 +199,7 @@ impl Blobs {
     }
 
     /// Removes what is not kept, and not young.
-    pub(in crate::backup) async fn sweep(&self, tenant: TenantId, keep: &BTreeSet<String>, now: DateTime<Utc>) -> Result<u64> {
+    pub(in crate::backup) async fn sweep(&self, tenant: TenantId, keep: &BTreeSet<String>, now: DateTime<Utc>) -> Result<()> {
         let stale: Vec<Path> = self
             .store
             .list(Some(&self.folder(tenant)))
@@ -207,12 +207,10 @@ impl Blobs {
             .try_collect()
             .await
             .map_err(into_error)?;
-        let mut removed = 0;
         for at in stale.iter().filter(|at| at.filename().is_none_or(|name| !keep.contains(name))) {
             crate::backup::remove(&*self.store, at).await?;
-            removed += 1;
         }
-        Ok(removed)
+        Ok(())
     }
 }
 

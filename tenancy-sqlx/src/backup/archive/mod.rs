@@ -12,7 +12,7 @@ mod read;
 mod seal;
 mod write;
 
-pub(super) use blobs::{BlobRef, Blobs};
+pub(super) use blobs::{BlobRef, Blobs, YOUNG};
 pub(super) use read::{ArchiveReader, Expect};
 pub(super) use seal::ArchiveKey;
 pub(super) use write::ArchiveWriter;
