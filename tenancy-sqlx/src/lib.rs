@@ -29,7 +29,11 @@ mod operators;
 mod platform;
 mod seal;
 mod token;
+#[cfg(any(feature = "backup", feature = "export"))]
+mod upload;
 
+#[cfg(feature = "backup")]
+pub mod backup;
 #[cfg(all(unix, feature = "embedded"))]
 pub mod embedded;
 #[cfg(feature = "export")]
