@@ -69,19 +69,6 @@ begin
 end $$;
 revoke all on procedure tenancy.declare_objects(regclass, name, text) from public;
 
--- The tenants' keys, sealed by the platform's. Where they are gone, so is what they sealed.
-create table tenancy.backup_keys (
-  tenant_id uuid not null,
-  id uuid not null,
-  master text not null,                              -- which of the platform's keys sealed it
-  wrapped bytea not null,
-  created_at timestamptz not null default clock_timestamp(),
-  retired_at timestamptz,
-  primary key (tenant_id, id)
-);
-alter table tenancy.backup_keys enable row level security; -- no policy lets the application through
-grant select, insert, update, delete on tenancy.backup_keys to tenancy_admin;
-
 create table tenancy.backups (
   tenant_id uuid not null,
   id uuid not null,                                  -- that of the operation that took it

@@ -30,6 +30,8 @@ mod platform;
 mod seal;
 mod settle;
 mod token;
+#[cfg(any(feature = "backup", feature = "export"))]
+mod upload;
 
 #[cfg(feature = "backup")]
 pub mod backup;

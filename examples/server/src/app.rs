@@ -72,10 +72,10 @@ pub(crate) fn backups(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Conf
     Ok(backups.with_objects(attachment_store::open(Arc::clone(store))?).with_pace(NonZeroU64::new(config.backup_pace)))
 }
 
-/// Removes what was deleted of backups.
+/// Has removed what was deleted of backups.
 async fn sweep(backups: Backups) {
     loop {
-        match backups.sweep_next().await {
+        match backups.queue_sweep().await {
             Ok(Some(_)) => {}
             Ok(None) => tokio::time::sleep(SWEEP_INTERVAL).await,
             Err(error) => {

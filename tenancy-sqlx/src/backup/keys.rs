@@ -1,145 +1,208 @@
-//! Whose keys seal backups: each tenant has its own, which are kept sealed by the platform's, and destroyed with the tenant.
+//! Keys of tenants' backups, sealed under the platform's.
 
 use std::fmt;
 
+use aes_gcm_siv::Aes256GcmSiv;
 use aes_gcm_siv::aead::{Aead as _, KeyInit as _, Payload};
-use aes_gcm_siv::{Aes256GcmSiv, Nonce};
-use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result, TenantId};
+use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantId, TenantStatus};
 use uuid::Uuid;
 
 use super::archive::ArchiveKey;
-use crate::dangerous::begin_admin;
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
 use crate::tx::SystemTx;
 
-/// The platform's keys, which seal those of tenants: keep them apart from the database and from the archives.
+/// How many keys are sealed again in one transaction.
+const BATCH: i64 = 500;
+/// The nonce of a sealed key, which comes before it.
+const NONCE: usize = 12;
+
+/// The master keys of the platform: 32 random bytes each, which are kept where the database's password is kept, and not in the database.
+///
+/// Each tenant has data keys of its own, made when they are needed and kept in the database, sealed under a master key. They go when the
+/// tenant is erased: what was sealed with them can't be read any more, wherever copies of it are.
 #[derive(Clone)]
 pub struct BackupKeys {
-    /// The first one seals; the others open what they once sealed.
-    masters: Vec<(String, [u8; 32])>,
+    current: Master,
+    older: Vec<Master>,
 }
 
-impl BackupKeys {
-    /// The platform's key: 32 random bytes.
-    pub fn new(current: [u8; 32]) -> Self {
-        Self { masters: vec![(name(&current), current)] }
+#[derive(Clone)]
+struct Master {
+    id: String,
+    key: [u8; 32],
+}
+
+impl Master {
+    fn new(key: [u8; 32]) -> Self {
+        let id = blake3::Hash::from_bytes(blake3::derive_key("tenancy 1 backup master id", &key)).to_hex()[..16].to_owned();
+        Self { id, key }
     }
 
-    /// A key from before, until [`rewrap`](Self::rewrap) has sealed everything with the new one.
+    fn cipher(&self) -> Aes256GcmSiv {
+        Aes256GcmSiv::new(&blake3::derive_key("tenancy 1 backup master", &self.key).into())
+    }
+
+    fn wrap(&self, tenant: TenantId, id: Uuid, key: &[u8; 32]) -> Result<Vec<u8>> {
+        let nonce: [u8; NONCE] = rand::random();
+        let about = about(tenant, id);
+        let sealed = self.cipher().encrypt(&nonce.into(), Payload { msg: key, aad: &about });
+        let sealed = sealed.map_err(|_| Error::new(ErrorKind::Internal, "a backup key could not be sealed"))?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    fn unwrap(&self, tenant: TenantId, id: Uuid, wrapped: &[u8]) -> Result<[u8; 32]> {
+        let changed = || Error::new(ErrorKind::Internal, "a backup key was changed in the database");
+        let (nonce, sealed) = wrapped.split_first_chunk::<NONCE>().ok_or_else(changed)?;
+        let about = about(tenant, id);
+        let key = self.cipher().decrypt(&(*nonce).into(), Payload { msg: sealed, aad: &about }).map_err(|_| changed())?;
+        key.try_into().map_err(|_| changed())
+    }
+}
+
+/// What a key is sealed for: in another row it is of no use.
+fn about(tenant: TenantId, id: Uuid) -> Vec<u8> {
+    [&b"tenancy backup key 1"[..], tenant.as_uuid().as_bytes(), id.as_bytes()].concat()
+}
+
+type Row = (Uuid, String, Vec<u8>);
+
+impl BackupKeys {
+    /// With this master key, which must be random.
+    pub fn new(current: [u8; 32]) -> Self {
+        Self { current: Master::new(current), older: Vec::new() }
+    }
+
+    /// With one that was the current one before. Once nothing is sealed under it any more, it can go: see [`rewrap`](BackupKeys::rewrap).
     #[must_use]
-    pub fn with_older(mut self, older: [u8; 32]) -> Self {
-        self.masters.push((name(&older), older));
+    pub fn with_older(mut self, key: [u8; 32]) -> Self {
+        self.older.push(Master::new(key));
         self
     }
 
-    fn wrap(&self, tenant: TenantId, id: Uuid, key: &[u8; 32]) -> Result<(String, Vec<u8>)> {
-        let (name, master) = &self.masters[0];
-        let nonce: [u8; 12] = rand::random();
-        let sealed = Aes256GcmSiv::new(&(*master).into())
-            .encrypt(&Nonce::from(nonce), Payload { msg: key, aad: &bound(tenant, id) })
-            .map_err(|_| Error::new(ErrorKind::Internal, "a key can't be sealed"))?;
-        Ok((name.clone(), [nonce.as_slice(), &sealed].concat()))
-    }
-
-    fn unwrap(&self, tenant: TenantId, id: Uuid, master: &str, wrapped: &[u8]) -> Result<ArchiveKey> {
-        let refuse = |why: &'static str| Error::new(ErrorKind::Misconfigured, why);
-        let (_, master) = self
-            .masters
-            .iter()
-            .find(|(name, _)| name == master)
-            .ok_or_else(|| refuse("the tenant's backup key is sealed with a platform key that was not given"))?;
-        let (nonce, sealed) = wrapped.split_first_chunk::<12>().ok_or_else(|| refuse("the tenant's backup key is damaged"))?;
-        let key = Aes256GcmSiv::new(&(*master).into())
-            .decrypt(&Nonce::from(*nonce), Payload { msg: sealed, aad: &bound(tenant, id) })
-            .map_err(|_| refuse("the tenant's backup key is damaged, or another one's"))?;
-        Ok(ArchiveKey::new(id, key.try_into().map_err(|_| refuse("the tenant's backup key is damaged"))?))
-    }
-
-    /// The key that seals the tenant's next backup; its first one makes it.
-    pub(super) async fn current_key(&self, tx: &mut SystemTx, tenant: TenantId) -> Result<ArchiveKey> {
-        let query = sqlx::query_as(
-            "select id, master, wrapped from tenancy.backup_keys where tenant_id = $1 and retired_at is null order by created_at desc limit 1",
-        );
-        let found: Option<(Uuid, String, Vec<u8>)> = query.bind(tenant.as_uuid()).fetch_optional(&mut *tx).await.map_err(from_sqlx)?;
+    /// The key that new backups of the tenant are sealed with. The first one is made here.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) without such a tenant, or for one that was erased; [`Misconfigured`](ErrorKind::Misconfigured) without
+    /// the master key that it is sealed under.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn current_key(&self, tx: &mut SystemTx, tenant: TenantId) -> Result<ArchiveKey> {
+        hold(tx, tenant).await?;
+        let found = "select id, master_id, wrapped from tenancy.backup_keys where tenant_id = $1 and retired_at is null";
+        let found: Option<Row> = sqlx::query_as(found).bind(tenant.as_uuid()).fetch_optional(&mut *tx).await.map_err(from_sqlx)?;
         match found {
-            Some((id, master, wrapped)) => self.unwrap(tenant, id, &master, &wrapped),
-            None => self.made(tx, tenant).await,
+            Some(row) => self.open(tenant, row),
+            None => self.make(tx, tenant, "backup_key.create").await,
         }
     }
 
-    async fn made(&self, tx: &mut SystemTx, tenant: TenantId) -> Result<ArchiveKey> {
-        let (id, key): (Uuid, [u8; 32]) = (Uuid::now_v7(), rand::random());
-        let (master, wrapped) = self.wrap(tenant, id, &key)?;
-        let query = sqlx::query("insert into tenancy.backup_keys (tenant_id, id, master, wrapped) values ($1, $2, $3, $4)");
-        query.bind(tenant.as_uuid()).bind(id).bind(master).bind(wrapped).execute(&mut *tx).await.map_err(from_sqlx)?;
-        let event = AuditEvent::new(tx.actor().clone(), "backup.key", id.to_string()).with_tenant(tenant);
-        tx.audit(&event).await?;
+    /// A key of the tenant's, also one that was replaced.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound): there is none, or no more since the tenant was erased, or it is another tenant's;
+    /// [`Misconfigured`](ErrorKind::Misconfigured) without the master key that it is sealed under.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    ///
+    /// # Security
+    /// I40.
+    pub async fn tenant_key(&self, db: &TenantDb, tenant: TenantId, id: Uuid) -> Result<ArchiveKey> {
+        let mut tx = db.dangerous().about(tenant).begin_system("a backup key is used").await?;
+        let found = "select id, master_id, wrapped from tenancy.backup_keys where tenant_id = $1 and id = $2";
+        let found = sqlx::query_as(found).bind(tenant.as_uuid()).bind(id).fetch_optional(&mut tx).await.map_err(from_sqlx)?;
+        tx.commit().await?;
+        self.open(tenant, found.ok_or_else(Error::not_found)?)
+    }
+
+    /// Gives the tenant another key for what comes. The ones before go on opening what was sealed with them.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) without such a tenant, or for one that was erased.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn rotate_tenant_key(&self, tx: &mut SystemTx, tenant: TenantId) -> Result<ArchiveKey> {
+        hold(tx, tenant).await?;
+        let retire = "update tenancy.backup_keys set retired_at = clock_timestamp() where tenant_id = $1 and retired_at is null";
+        sqlx::query(retire).bind(tenant.as_uuid()).execute(&mut *tx).await.map_err(from_sqlx)?;
+        self.make(tx, tenant, "backup_key.rotate").await
+    }
+
+    /// Seals all tenants' keys under the current master key, and returns how many were not. The older ones are of no use after it.
+    ///
+    /// # Errors
+    /// [`Misconfigured`](ErrorKind::Misconfigured) without a master key that one is sealed under.
+    ///
+    /// # Cancel safety
+    /// Some may be sealed again, and some not: do it again.
+    pub async fn rewrap(&self, db: &TenantDb) -> Result<u64> {
+        let mut count = 0;
+        loop {
+            let mut tx = db.dangerous().begin_system("backup keys are sealed under another master key").await?;
+            let rows = "select tenant_id, id, master_id, wrapped from tenancy.backup_keys where master_id <> $1
+                         order by tenant_id, id limit $2 for update";
+            let rows: Vec<(Uuid, Uuid, String, Vec<u8>)> =
+                sqlx::query_as(rows).bind(&self.current.id).bind(BATCH).fetch_all(&mut tx).await.map_err(from_sqlx)?;
+            if rows.is_empty() {
+                tx.rollback().await?;
+                return Ok(count);
+            }
+            count += rows.len() as u64;
+            let (mut tenants, mut ids, mut wrapped) = (Vec::new(), Vec::new(), Vec::new());
+            for (tenant_id, id, master, sealed) in rows {
+                let tenant = TenantId::from_uuid(tenant_id)?;
+                let key = self.master(&master)?.unwrap(tenant, id, &sealed)?;
+                wrapped.push(self.current.wrap(tenant, id, &key)?);
+                tenants.push(tenant_id);
+                ids.push(id);
+            }
+            let update = "update tenancy.backup_keys k set master_id = $1, wrapped = n.wrapped
+                            from unnest($2::uuid[], $3::uuid[], $4::bytea[]) n (tenant_id, id, wrapped)
+                           where k.tenant_id = n.tenant_id and k.id = n.id";
+            let update = sqlx::query(update).bind(&self.current.id).bind(&tenants).bind(&ids).bind(&wrapped);
+            update.execute(&mut tx).await.map_err(from_sqlx)?;
+            let event = AuditEvent::new(tx.actor().clone(), "backup_key.rewrap", &*self.current.id);
+            tx.audit(&event.with_detail(serde_json::json!({ "keys": ids.len() }))).await?;
+            tx.commit().await?;
+        }
+    }
+
+    async fn make(&self, tx: &mut SystemTx, tenant: TenantId, action: &str) -> Result<ArchiveKey> {
+        let (id, key) = (Uuid::now_v7(), rand::random());
+        let wrapped = self.current.wrap(tenant, id, &key)?;
+        let insert = sqlx::query("insert into tenancy.backup_keys (tenant_id, id, master_id, wrapped) values ($1, $2, $3, $4)");
+        let insert = insert.bind(tenant.as_uuid()).bind(id).bind(&self.current.id).bind(wrapped);
+        insert.execute(&mut *tx).await.map_err(from_sqlx)?;
+        tx.audit(&AuditEvent::new(tx.actor().clone(), action, id.to_string()).with_tenant(tenant)).await?;
         Ok(ArchiveKey::new(id, key))
     }
 
-    /// A key of the tenant that sealed something.
-    ///
-    /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) at `archive` if it was destroyed.
-    pub(super) async fn tenant_key(&self, db: &TenantDb, tenant: TenantId, id: Uuid) -> Result<ArchiveKey> {
-        let mut tx = begin_admin(db.inner(), Actor::System).await?;
-        let query = sqlx::query_as("select master, wrapped from tenancy.backup_keys where tenant_id = $1 and id = $2");
-        let found: Option<(String, Vec<u8>)> = query.bind(tenant.as_uuid()).bind(id).fetch_optional(&mut tx).await.map_err(from_sqlx)?;
-        let (master, wrapped) = found.ok_or_else(|| Error::invalid("archive", "can't be read any more: its key was destroyed"))?;
-        self.unwrap(tenant, id, &master, &wrapped)
+    fn open(&self, tenant: TenantId, (id, master, wrapped): Row) -> Result<ArchiveKey> {
+        Ok(ArchiveKey::new(id, self.master(&master)?.unwrap(tenant, id, &wrapped)?))
     }
 
-    /// Gives the tenant a new key: what is backed up from now on is sealed with it. What was sealed before can still be read.
-    ///
-    /// # Errors
-    /// As any statement.
-    ///
-    /// # Cancel safety
-    /// A dropped future ends the transaction: it can't be committed.
-    pub async fn rotate(&self, tx: &mut SystemTx, tenant: TenantId) -> Result<Uuid> {
-        let query = sqlx::query("update tenancy.backup_keys set retired_at = clock_timestamp() where tenant_id = $1 and retired_at is null");
-        query.bind(tenant.as_uuid()).execute(&mut *tx).await.map_err(from_sqlx)?;
-        Ok(self.made(tx, tenant).await?.id())
-    }
-
-    /// Seals up to `most` tenants' keys anew that an older platform key has sealed, and gives how many there were: none, and the older one
-    /// is needed no more.
-    ///
-    /// # Errors
-    /// [`Misconfigured`](ErrorKind::Misconfigured) for one that no given key opens.
-    ///
-    /// # Cancel safety
-    /// A dropped future ends the transaction: it can't be committed.
-    pub async fn rewrap(&self, tx: &mut SystemTx, most: i64) -> Result<usize> {
-        let query = sqlx::query_as(
-            "select tenant_id, id, master, wrapped from tenancy.backup_keys where master <> $1 order by tenant_id, id limit $2 for update",
-        );
-        let found: Vec<(Uuid, Uuid, String, Vec<u8>)> = query.bind(&self.masters[0].0).bind(most).fetch_all(&mut *tx).await.map_err(from_sqlx)?;
-        for (tenant, id, master, wrapped) in &found {
-            let tenant = TenantId::from_uuid(*tenant)?;
-            let key = self.unwrap(tenant, *id, master, wrapped)?;
-            let (master, wrapped) = self.wrap(tenant, *id, key.bytes())?;
-            let query = sqlx::query("update tenancy.backup_keys set master = $3, wrapped = $4 where tenant_id = $1 and id = $2");
-            query.bind(tenant.as_uuid()).bind(id).bind(master).bind(wrapped).execute(&mut *tx).await.map_err(from_sqlx)?;
-        }
-        Ok(found.len())
+    fn master(&self, id: &str) -> Result<&Master> {
+        std::iter::once(&self.current).chain(&self.older).find(|master| master.id == id).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Misconfigured,
+                format!("the master key {id}, which backup keys are sealed under, is not set up: add it as an older one"),
+            )
+        })
     }
 }
 
-/// What a sealed key is for: it opens for nothing else.
-fn bound(tenant: TenantId, id: Uuid) -> Vec<u8> {
-    [tenant.as_uuid().as_bytes().as_slice(), id.as_bytes()].concat()
-}
-
-/// Tells the platform's keys apart, and nothing else about them.
-fn name(master: &[u8; 32]) -> String {
-    blake3::derive_key("tenancy 2026 backup platform key name", master)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+/// Keeps the tenant as it is: of two that want a first key, one makes it, and who was erased gets none.
+async fn hold(tx: &mut SystemTx, tenant: TenantId) -> Result<()> {
+    if tx.lock_tenant(tenant).await?.status == TenantStatus::Erased { Err(Error::not_found()) } else { Ok(()) }
 }
 
 impl fmt::Debug for BackupKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.masters.iter().map(|(name, _)| name)).finish()
+        let older: Vec<&str> = self.older.iter().map(|master| master.id.as_str()).collect();
+        f.debug_struct("BackupKeys").field("current", &self.current.id).field("older", &older).finish_non_exhaustive()
     }
 }
 
@@ -148,15 +211,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tenants_key_opens_for_that_tenant_with_the_platforms_key_alone() {
-        let (keys, tenant, id) = (BackupKeys::new([7; 32]), TenantId::new(), Uuid::now_v7());
-        let (master, wrapped) = keys.wrap(tenant, id, &[9; 32]).expect("sealed");
-        assert_eq!(keys.unwrap(tenant, id, &master, &wrapped).expect("opened").bytes(), &[9; 32]);
-        assert!(keys.unwrap(TenantId::new(), id, &master, &wrapped).is_err());
-        assert!(keys.unwrap(tenant, Uuid::now_v7(), &master, &wrapped).is_err());
-        assert!(BackupKeys::new([8; 32]).unwrap(tenant, id, &master, &wrapped).is_err());
-        assert!(BackupKeys::new([8; 32]).with_older([7; 32]).unwrap(tenant, id, &master, &wrapped).is_ok());
-        assert!(keys.unwrap(tenant, id, &master, &wrapped[..11]).is_err());
-        assert!(!format!("{keys:?}").contains("7, 7"));
+    fn a_key_opens_under_its_master_for_its_row_alone() {
+        let (master, tenant, id) = (Master::new([1; 32]), TenantId::new(), Uuid::now_v7());
+        let wrapped = master.wrap(tenant, id, &[9; 32]).expect("wrapped");
+        assert_eq!(wrapped.len(), 60);
+        assert_eq!(master.unwrap(tenant, id, &wrapped).expect("unwrapped"), [9; 32]);
+        assert!(Master::new([2; 32]).unwrap(tenant, id, &wrapped).is_err(), "another master");
+        assert!(master.unwrap(TenantId::new(), id, &wrapped).is_err(), "another tenant's row");
+        assert!(master.unwrap(tenant, Uuid::now_v7(), &wrapped).is_err(), "another row");
+        for at in 0..wrapped.len() {
+            let mut bad = wrapped.clone();
+            bad[at] ^= 1;
+            assert!(master.unwrap(tenant, id, &bad).is_err(), "{at}");
+        }
+        assert!(master.unwrap(tenant, id, &wrapped[..20]).is_err());
+    }
+
+    #[test]
+    fn keys_are_not_shown() {
+        let keys = BackupKeys::new([7; 32]).with_older([8; 32]);
+        let shown = format!("{keys:?} {:?}", ArchiveKey::new(Uuid::nil(), [7; 32]));
+        assert!(!shown.contains("7, 7") && !shown.contains("0707"), "{shown}");
     }
 }

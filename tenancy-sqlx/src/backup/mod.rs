@@ -42,7 +42,7 @@ use uuid::Uuid;
 use crate::db::TenantDb;
 use crate::operations::{Handler, Operation, Operations, Progress};
 
-mod archive;
+pub mod archive;
 mod details;
 mod fit;
 mod keys;
@@ -80,6 +80,8 @@ impl Backups {
     pub const TAKE: &str = "backup";
     /// The kind of operation that restores one.
     pub const RESTORE: &str = "restore";
+    /// The kind of operation that removes what was deleted.
+    pub const SWEEP: &str = "sweep";
     /// How fast a backup reads unless [said](Backups::with_pace), in bytes a second.
     pub const PACE: NonZeroU64 = NonZeroU64::new(10 * 1024 * 1024).unwrap();
 
@@ -122,7 +124,7 @@ impl Backups {
     /// The worker, which does backups and all that is done with them from here on.
     #[must_use]
     pub fn does(&self, worker: Operations) -> Operations {
-        [Self::TAKE, Self::RESTORE].into_iter().fold(worker, |worker, kind| worker.with(kind, self.clone()))
+        [Self::TAKE, Self::RESTORE, Self::SWEEP].into_iter().fold(worker, |worker, kind| worker.with(kind, self.clone()))
     }
 
     async fn halted(&self, step: &str) {
@@ -132,7 +134,8 @@ impl Backups {
     }
 
     fn blobs(&self) -> Blobs {
-        Blobs::new(Arc::clone(&self.store), self.root.clone(), self.encrypted)
+        let blobs = Blobs::new(Arc::clone(&self.store), self.root.clone());
+        if self.encrypted { blobs } else { blobs.without_encryption() }
     }
 
     /// Where the archive of an attempt is: another node's that was given up writes elsewhere.
@@ -153,7 +156,7 @@ impl Backups {
         let tenant = TenantId::from_uuid(backup.tenant_id)?;
         let key = self.keys.tenant_key(&self.db, tenant, backup.key_id).await?;
         let at = self.at(tenant, backup.id, backup.attempt);
-        let expect = Expect { tenant, backup: backup.id, bytes: backup.bytes.cast_unsigned() };
+        let expect = Expect { tenant, backup: backup.id, bytes: backup.bytes.cast_unsigned(), hash: backup.hash.clone() };
         let reader = ArchiveReader::open(Arc::clone(&self.store), at, expect, &key).await?;
         Ok((reader, key))
     }
@@ -165,6 +168,7 @@ impl Handler for Backups {
         match operation.kind.as_str() {
             Self::TAKE => self.take(operation, progress).await,
             Self::RESTORE => self.restore(operation, progress).await,
+            Self::SWEEP => self.sweep(TenantId::from_uuid(operation.tenant_id)?).await,
             other => Err(Error::new(ErrorKind::Internal, format!("{other} is not for backups to do"))),
         }
     }

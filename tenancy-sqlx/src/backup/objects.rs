@@ -1,12 +1,13 @@
 //! A tenant's objects in its backups: stored once by content, listed in each.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use futures_core::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _, WriteMultipart};
+use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
 use serde::{Deserialize, Serialize};
 use tenancy_core::objects::{TenantStore, into_error, parse_path};
 use tenancy_core::{Error, Result, TenantId};
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use super::archive::{ArchiveKey, BlobRef, Blobs};
 use super::pace::Pace;
 use super::take::Teller;
+use crate::upload::Upload;
 
 /// One object, as a line of the segment `objects`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,23 +87,17 @@ impl Seen {
 pub(super) async fn put_back(store: &TenantStore, listed: &Listed, blobs: &Blobs, tenant: TenantId, key: &ArchiveKey) -> Result<()> {
     let location = listed.location()?;
     let mut content = std::pin::pin!(blobs.get(tenant, key, &listed.blob).await?);
-    let upload = store.put_multipart(&location).await.map_err(into_error)?;
-    let mut upload = WriteMultipart::new(upload);
+    let mut file = Upload::new(Arc::new(store.clone()), location);
     loop {
         match content.try_next().await {
-            Ok(Some(bytes)) => {
-                upload.wait_for_capacity(2).await.map_err(into_error)?;
-                upload.put(bytes);
-            }
-            Ok(None) => break,
+            Ok(Some(bytes)) => file.write(&bytes).await?,
+            Ok(None) => return file.close().await.map(drop),
             Err(error) => {
-                // What was begun is not to stay; the error that matters is the one that there is.
-                let _ = upload.abort().await;
+                file.abort().await;
                 return Err(error);
             }
         }
     }
-    upload.finish().await.map(drop).map_err(into_error)
 }
 
 /// The lines of a segment.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::SubsecRound as _;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use tenancy_core::objects::{TenantStore, into_error};
 use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantChange, TenantId, TenantStatus};
 use uuid::Uuid;
 
-use super::archive::{ArchiveKey, ArchiveReader, Blobs};
+use super::archive::{ArchiveKey, ArchiveReader};
 use super::details::{Details, Was};
 use super::fit::{Fit, Fits, Wanted};
 use super::objects;
@@ -343,7 +343,7 @@ impl Backups {
                 Some(meta) if listed.is(&meta) => true,
                 Some(meta) if meta.size == listed.size => {
                     let key = self.key_of(&mut keys, tenant, listed.key).await?;
-                    Blobs::is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error).boxed()).await?
+                    self.blobs().is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error)).await?
                 }
                 _ => false,
             };

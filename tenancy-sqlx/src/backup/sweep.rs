@@ -3,48 +3,51 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _};
+use serde_json::Value;
 use tenancy_core::erase::{Erasable, Stored};
 use tenancy_core::objects::into_error;
-use tenancy_core::{Actor, Result, TenantId};
+use tenancy_core::{Actor, ErrorKind, Result, TenantId};
 use uuid::Uuid;
 
-use super::archive::YOUNG;
 use super::objects;
 use super::take::OBJECTS;
 use super::{Backups, remove};
 use crate::dangerous::begin_admin;
 use crate::error::from_sqlx;
 
+/// For how long an archive that belongs to no backup is kept: one that is recorded soon may be among them.
+const YOUNG: TimeDelta = TimeDelta::days(2);
+
 impl Backups {
-    /// Removes the backups of one tenant that were deleted, if there is one that has some; gives which.
+    /// Queues the removal of what was deleted, for one tenant with which nothing else is done; gives whose.
     ///
     /// # Errors
-    /// [`Unavailable`](tenancy_core::ErrorKind::Unavailable); [`Invalid`](tenancy_core::ErrorKind::Invalid) if one that is kept can't be
-    /// read, so that nobody knows which contents it names: its archive is removed from nothing.
+    /// [`Unavailable`](tenancy_core::ErrorKind::Unavailable).
     ///
     /// # Cancel safety
     /// Safe: a later call goes on.
-    pub async fn sweep_next(&self) -> Result<Option<TenantId>> {
+    pub async fn queue_sweep(&self) -> Result<Option<TenantId>> {
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
-        let query = sqlx::query_scalar("select tenant_id from tenancy.backups where deleted_at is not null order by deleted_at limit 1");
+        let query = sqlx::query_scalar(
+            "select b.tenant_id from tenancy.backups b where b.deleted_at is not null
+                and not exists (select from tenancy.operations o where o.tenant_id = b.tenant_id and o.state in ('queued', 'running'))
+              order by b.deleted_at limit 1",
+        );
         let found: Option<Uuid> = query.fetch_optional(&mut tx).await.map_err(from_sqlx)?;
-        tx.rollback().await?;
         let Some(tenant) = found.map(TenantId::from_uuid).transpose()? else { return Ok(None) };
-        self.sweep(tenant).await?;
-        Ok(Some(tenant))
+        match tx.queue_operation(tenant, Self::SWEEP, serde_json::json!({}), None).await {
+            Ok(_) => tx.commit().await.map(|()| Some(tenant)),
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(None), // something else is done with it now
+            Err(error) => Err(error),
+        }
     }
 
-    /// Removes what the tenant's kept backups have no use for. What is younger than two days stays, since a backup may be under way.
-    ///
-    /// # Errors
-    /// Those of [`sweep_next`](Backups::sweep_next).
-    ///
-    /// # Cancel safety
-    /// Safe: a later call goes on.
-    pub async fn sweep(&self, tenant: TenantId) -> Result<()> {
+    /// Removes what the tenant's kept backups have no use for: where one of them can't be read, so that nobody knows what it names, nothing.
+    pub(super) async fn sweep(&self, tenant: TenantId) -> Result<Value> {
         let now = self.db.inner().clock.now();
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
         let kept = tx.backups(tenant, None, i64::MAX).await?;
@@ -54,12 +57,6 @@ impl Backups {
 
         let keep: BTreeSet<Path> = kept.iter().map(|backup| self.at(tenant, backup.id, backup.attempt)).collect();
         let gone: Vec<Path> = deleted.iter().map(|id| self.of(tenant, *id)).collect();
-        for meta in self.listed_below(&self.archives(tenant)).await? {
-            let is_gone = gone.iter().any(|folder| meta.location.prefix_matches(folder));
-            if is_gone || (!keep.contains(&meta.location) && meta.last_modified < now - YOUNG) {
-                remove(&*self.store, &meta.location).await?;
-            }
-        }
         let mut named = BTreeSet::new();
         for backup in &kept {
             let mut lines = objects::lines(self.open(backup).await?.0.segment(OBJECTS)?);
@@ -67,11 +64,18 @@ impl Backups {
                 named.insert(listed.blob.name);
             }
         }
-        self.blobs().sweep(tenant, &named, now).await?;
+        for meta in self.listed_below(&self.archives(tenant)).await? {
+            let is_gone = gone.iter().any(|folder| meta.location.prefix_matches(folder));
+            if is_gone || (!keep.contains(&meta.location) && meta.last_modified < now - YOUNG) {
+                remove(&*self.store, &meta.location).await?;
+            }
+        }
+        let contents = self.blobs().sweep(tenant, &named, now).await?;
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
         let query = sqlx::query("delete from tenancy.backups where tenant_id = $1 and id = any($2) and deleted_at is not null");
-        query.bind(tenant.as_uuid()).bind(deleted).execute(&mut tx).await.map_err(from_sqlx)?;
-        tx.commit().await
+        query.bind(tenant.as_uuid()).bind(&deleted).execute(&mut tx).await.map_err(from_sqlx)?;
+        tx.commit().await?;
+        Ok(serde_json::json!({ "backups": deleted, "contents": contents }))
     }
 
     async fn listed_below(&self, folder: &Path) -> Result<Vec<ObjectMeta>> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{Error as StoreError, GetResult, MultipartUpload, ObjectStore, ObjectStoreExt as _};
+use object_store::{Error as StoreError, GetResult, ObjectStore, ObjectStoreExt as _};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tenancy_core::erase::{Erasable, Stored};
@@ -15,9 +15,7 @@ use tenancy_core::{Error, Result, TenantId};
 
 use super::Export;
 use crate::operations::Operation;
-
-/// How much of a file is kept in memory.
-const PART: usize = 8 * 1024 * 1024;
+use crate::upload::Upload;
 
 /// The exports of all tenants. A clone is another handle to them.
 ///
@@ -59,7 +57,7 @@ impl Exports {
     }
 
     pub(super) fn create(&self, at: Path) -> File {
-        File { store: Arc::clone(&self.store), at, upload: None, part: Vec::new(), hash: Sha256::new(), bytes: 0 }
+        File { upload: Upload::new(Arc::clone(&self.store), at), hash: Sha256::new() }
     }
 
     /// Removes what earlier attempts left.
@@ -112,46 +110,21 @@ pub(super) struct Written {
     pub(super) sha256: String,
 }
 
-/// A file that is being written, of which one part is in memory. It is there once it is [closed](File::close).
+/// A file that is being written, and its hash. It is there once it is [closed](File::close).
 pub(super) struct File {
-    store: Arc<dyn ObjectStore>,
-    at: Path,
-    upload: Option<Box<dyn MultipartUpload>>,
-    part: Vec<u8>,
+    upload: Upload,
     hash: Sha256,
-    bytes: u64,
 }
 
 impl File {
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        self.part.extend_from_slice(bytes);
-        if self.part.len() >= PART {
-            self.send().await?;
-        }
-        Ok(())
+        self.upload.write(bytes).await
     }
 
-    async fn send(&mut self) -> Result<()> {
-        let part = std::mem::take(&mut self.part);
-        let upload = match &mut self.upload {
-            Some(upload) => upload,
-            none => none.insert(self.store.put_multipart(&self.at).await.map_err(into_error)?),
-        };
-        upload.put_part(part.into()).await.map_err(into_error)
-    }
-
-    pub(super) async fn close(mut self) -> Result<Written> {
-        if self.upload.is_some() && !self.part.is_empty() {
-            self.send().await?;
-        }
-        match &mut self.upload {
-            Some(upload) => upload.complete().await.map(drop),
-            None => self.store.put(&self.at, std::mem::take(&mut self.part).into()).await.map(drop),
-        }
-        .map_err(into_error)?;
+    pub(super) async fn close(self) -> Result<Written> {
+        let bytes = self.upload.close().await?;
         let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Written { bytes: self.bytes, sha256 })
+        Ok(Written { bytes, sha256 })
     }
 }

@@ -1,138 +1,112 @@
-//! Contents of objects, each stored once for all backups of a tenant: named by a keyed hash of what is in it.
+//! The contents of tenants' objects, each stored once: `<root>/<tenant>/blobs/<key>/<two digits>/<name>`.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_core::stream::BoxStream;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde::{Deserialize, Serialize};
 use tenancy_core::objects::into_error;
-use tenancy_core::{Error, Result, TenantId};
-use tokio::io::AsyncWriteExt as _;
+use tenancy_core::{Result, TenantId};
 use uuid::Uuid;
 
-use super::read::Frames;
-use super::seal::{ArchiveKey, Sealer};
-use super::write::buffered;
-use super::{changed, refused};
+use super::chunks::{Opener, Sealer, sealed};
+use super::key::{ArchiveKey, Keys};
+use super::read::{fetch, ranged};
+use super::{changed, refused, stored, truncated};
+use crate::upload::Upload;
 
-/// How much of a content is sealed at once.
-const CHUNK: usize = 1024 * 1024;
-/// Up to how many bytes of a content are in memory before its name is known; larger ones are stored under another name first.
+/// What is hashed in memory before anything is written.
 const SMALL: usize = 8 * 1024 * 1024;
-/// Encrypted or not, and the salt of the content's own key.
-const PREFIX: usize = 1 + 16;
-/// For how long what no backup names is kept: one that names it may be under way.
-pub(in crate::backup) const YOUNG: TimeDelta = TimeDelta::days(2);
+/// How old what nobody names must be before it is removed: a backup that is under way names it later.
+const YOUNG: TimeDelta = TimeDelta::days(1);
 
-/// Which content.
+const MAGIC: &[u8; 8] = b"TNCYBLOB";
+const FORMAT: u32 = 1;
+const ENCRYPTED: u32 = 1;
+/// The magic, the version, the flags, the salt.
+const BEGINNING: usize = 48;
+const END: usize = 32;
+
+/// A content that is stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(in crate::backup) struct BlobRef {
-    pub(in crate::backup) name: String,
-    pub(in crate::backup) size: u64,
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct BlobRef {
+    /// A keyed hash of the content, in hex: two tenants' same contents have other names.
+    pub name: String,
+    /// How large the content is, in bytes.
+    pub size: u64,
 }
 
-/// The contents of all tenants' backups.
+impl BlobRef {
+    fn new(namer: &blake3::Hasher) -> Self {
+        Self { name: namer.finalize().to_hex().to_string(), size: namer.count() }
+    }
+
+    fn hash(&self) -> Result<blake3::Hash> {
+        blake3::Hash::from_hex(&self.name).map_err(|error| refused("names a content that can't be").with_source(error))
+    }
+
+    /// What its file ends with.
+    fn end(&self, keys: &Keys) -> Result<blake3::Hash> {
+        Ok(keys.end(&[self.hash()?.as_bytes().as_slice(), &self.size.to_le_bytes()].concat()))
+    }
+}
+
+/// The contents of all tenants' objects in backups. A clone is another handle to them.
 #[derive(Clone)]
-pub(in crate::backup) struct Blobs {
+pub struct Blobs {
     store: Arc<dyn ObjectStore>,
     root: Path,
     encrypted: bool,
 }
 
-impl fmt::Debug for Blobs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Blobs").field("root", &self.root.as_ref()).finish_non_exhaustive()
-    }
-}
-
-/// Seals the frames of one content.
-struct Sealing {
-    sealer: Sealer,
-    hash: blake3::Hasher,
-    size: u64,
-    frames: u64,
-    rest: BytesMut,
-}
-
-impl Sealing {
-    /// What it begins with comes along.
-    fn new(key: &ArchiveKey, encrypted: bool) -> (Self, Vec<u8>) {
-        let prefix = [&[u8::from(encrypted)][..], &rand::random::<[u8; 16]>()].concat();
-        let hash = blake3::Hasher::new_keyed(&key.derived(NAME, &[]));
-        let sealer = sealer(key, encrypted, prefix.clone());
-        (Self { sealer, hash, size: 0, frames: 0, rest: BytesMut::new() }, prefix)
-    }
-
-    /// The frames that are full.
-    fn add(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
-        self.hash.update(bytes);
-        self.size += bytes.len() as u64;
-        self.rest.extend_from_slice(bytes);
-        let mut frames = Vec::new();
-        while self.rest.len() > CHUNK {
-            let chunk = self.rest.split_to(CHUNK);
-            frames.extend(self.frame(b'D', &chunk)?);
-        }
-        Ok(frames)
-    }
-
-    fn frame(&mut self, what: u8, payload: &[u8]) -> Result<Vec<u8>> {
-        let frame = self.sealer.seal(self.frames, what, payload)?;
-        self.frames += 1;
-        Ok(frame)
-    }
-
-    /// The last frame, and which content it was.
-    fn end(mut self) -> Result<(Vec<u8>, BlobRef)> {
-        let rest = self.rest.split();
-        let last = self.frame(b'L', &rest)?;
-        Ok((last, BlobRef { name: self.hash.finalize().to_hex().to_string(), size: self.size }))
-    }
-}
-
-const NAME: &str = "tenancy 2026 backup content name";
-
-fn sealer(key: &ArchiveKey, encrypted: bool, prefix: Vec<u8>) -> Sealer {
-    Sealer::new(key.derived("tenancy 2026 backup content", &prefix), encrypted, prefix)
-}
-
 impl Blobs {
-    pub(in crate::backup) fn new(store: Arc<dyn ObjectStore>, root: Path, encrypted: bool) -> Self {
-        Self { store, root, encrypted }
+    /// In `store`, below `root`.
+    pub fn new(store: Arc<dyn ObjectStore>, root: Path) -> Self {
+        Self { store, root, encrypted: true }
     }
 
-    fn folder(&self, tenant: TenantId) -> Path {
-        self.root.clone().join(tenant.to_string()).join("contents")
+    /// What is stored from now on is authenticated and can be read by whoever has it.
+    #[must_use]
+    pub fn without_encryption(mut self) -> Self {
+        self.encrypted = false;
+        self
     }
 
-    fn at(&self, tenant: TenantId, name: &str) -> Path {
-        self.folder(tenant).join(name)
-    }
-
-    /// Stores a content, unless it is stored.
-    pub(in crate::backup) async fn put(
-        &self,
-        tenant: TenantId,
-        key: &ArchiveKey,
-        mut content: BoxStream<'_, Result<Bytes>>,
-    ) -> Result<BlobRef> {
-        let (mut sealing, mut sealed) = Sealing::new(key, self.encrypted);
+    /// Stores a content, if it is not there yet. Up to 8 MiB are hashed in memory first; what is larger is stored while it is hashed,
+    /// and removed again if it was there. Less than 24 MiB are in memory at any time.
+    ///
+    /// # Errors
+    /// The content's; as the store's.
+    ///
+    /// # Cancel safety
+    /// A file that nobody names may be left: [`sweep`](Blobs::sweep) removes it.
+    pub async fn put(&self, tenant: TenantId, key: &ArchiveKey, content: impl Stream<Item = Result<Bytes>> + Send) -> Result<BlobRef> {
+        let mut content = std::pin::pin!(content);
+        let (mut namer, mut small, mut length) = (key.namer(), Vec::new(), 0);
         while let Some(bytes) = content.try_next().await? {
-            sealed.extend(sealing.add(&bytes)?);
-            if sealed.len() > SMALL {
-                return self.put_large(tenant, sealing, sealed, content).await;
+            hash(&mut namer, &bytes).await;
+            length += bytes.len();
+            small.push(bytes);
+            if length > SMALL {
+                return self.put_large(tenant, key, namer, small, content).await;
             }
         }
-        let (last, blob) = sealing.end()?;
-        if !self.exists(tenant, &blob).await? {
-            sealed.extend(last);
-            self.store.put(&self.at(tenant, &blob.name), sealed.into()).await.map_err(into_error)?;
+        let blob = BlobRef::new(&namer);
+        let at = self.at(tenant, key, &blob)?;
+        if !self.is_at(&at, &blob).await? {
+            let mut file = File::create(self, at, tenant, key).await?;
+            for bytes in small {
+                file.write(&bytes).await?;
+            }
+            file.close(&blob).await?;
         }
         Ok(blob)
     }
@@ -140,104 +114,234 @@ impl Blobs {
     async fn put_large(
         &self,
         tenant: TenantId,
-        mut sealing: Sealing,
-        sealed: Vec<u8>,
-        mut content: BoxStream<'_, Result<Bytes>>,
+        key: &ArchiveKey,
+        mut namer: blake3::Hasher,
+        begun: Vec<Bytes>,
+        mut rest: impl Stream<Item = Result<Bytes>> + Send + Unpin,
     ) -> Result<BlobRef> {
-        let meanwhile = self.folder(tenant).join(format!("unnamed-{}", Uuid::now_v7()));
-        let mut out = buffered(Arc::clone(&self.store), meanwhile.clone());
-        out.put(sealed.into()).await.map_err(into_error)?;
-        while let Some(bytes) = content.try_next().await? {
-            out.put(sealing.add(&bytes)?.into()).await.map_err(into_error)?;
+        let aside = self.below(tenant).join("new").join(Uuid::now_v7().to_string());
+        let mut file = File::create(self, aside.clone(), tenant, key).await?;
+        for bytes in begun {
+            file.write(&bytes).await?;
         }
-        let (last, blob) = sealing.end()?;
-        out.put(last.into()).await.map_err(into_error)?;
-        let unsent = |error| Error::new(tenancy_core::ErrorKind::Unavailable, "the object store did not take an object").with_source(error);
-        out.shutdown().await.map_err(|error: std::io::Error| unsent(error))?;
-        if self.exists(tenant, &blob).await? {
-            crate::backup::remove(&*self.store, &meanwhile).await?;
-        } else {
-            self.store.rename(&meanwhile, &self.at(tenant, &blob.name)).await.map_err(into_error)?;
+        let written = async {
+            while let Some(bytes) = rest.try_next().await? {
+                hash(&mut namer, &bytes).await;
+                file.write(&bytes).await?;
+            }
+            let blob = BlobRef::new(&namer);
+            let at = self.at(tenant, key, &blob)?;
+            Ok((self.is_at(&at, &blob).await?, at, blob))
+        };
+        match written.await {
+            Ok((false, at, blob)) => {
+                file.close(&blob).await?;
+                self.store.rename(&aside, &at).await.map_err(into_error)?;
+                Ok(blob)
+            }
+            Ok((true, _, blob)) => {
+                file.upload.abort().await;
+                Ok(blob)
+            }
+            Err(error) => {
+                file.upload.abort().await;
+                Err(error)
+            }
         }
-        Ok(blob)
     }
 
-    async fn exists(&self, tenant: TenantId, blob: &BlobRef) -> Result<bool> {
-        match self.store.head(&self.at(tenant, &blob.name)).await {
-            Ok(_) => Ok(true),
+    /// A content, in pieces. Each was authenticated before it is given, and the file's end, which names the content, before the first.
+    ///
+    /// # Errors
+    /// [`Invalid`](tenancy_core::ErrorKind::Invalid) at `archive` where it is missing, truncated or changed, or another one's. As the store's.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    ///
+    /// # Security
+    /// I39.
+    pub async fn get(&self, tenant: TenantId, key: &ArchiveKey, blob: &BlobRef) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let at = self.at(tenant, key, blob)?;
+        let bytes = sealed(blob.size);
+        let whole = bytes.saturating_add((BEGINNING + END) as u64);
+        let (from, to) = (BEGINNING as u64, bytes.saturating_add(BEGINNING as u64));
+        let (beginning, end, chunks) = if blob.size <= SMALL as u64 {
+            let mut file = self.store.get(&at).await.map_err(stored)?.bytes().await.map_err(stored)?;
+            check_size(file.len() as u64, whole)?;
+            let end = file.split_off(file.len() - END);
+            (file.split_to(BEGINNING), end, stream::iter([Ok(file)]).boxed())
+        } else {
+            check_size(self.store.head(&at).await.map_err(stored)?.size, whole)?;
+            let (beginning, end) = (fetch(&*self.store, &at, 0..from).await?, fetch(&*self.store, &at, to..whole).await?);
+            (beginning, end, ranged(&self.store, &at, from..to))
+        };
+        let keys = key.blob(&beginning, tenant.as_uuid());
+        let encrypted = flags(&beginning)? & ENCRYPTED != 0;
+        if blob.end(&keys)?.as_bytes()[..] != end[..] {
+            return Err(changed());
+        }
+        let state = (Opener::new(&keys, encrypted, 0, bytes, chunks), key.namer(), blob.clone());
+        Ok(stream::try_unfold(state, |(mut opener, mut namer, blob)| async move {
+            match opener.next().await? {
+                Some(chunk) => {
+                    namer.update(&chunk);
+                    Ok(Some((Bytes::from(chunk), (opener, namer, blob))))
+                }
+                None if BlobRef::new(&namer) == blob => Ok(None),
+                None => Err(changed()),
+            }
+        })
+        .boxed())
+    }
+
+    /// Whether it is there, and as large as it must be.
+    ///
+    /// # Errors
+    /// As the store's.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn exists(&self, tenant: TenantId, key: &ArchiveKey, blob: &BlobRef) -> Result<bool> {
+        self.is_at(&self.at(tenant, key, blob)?, blob).await
+    }
+
+    /// Whether this is the content that it names, without reading what is stored.
+    ///
+    /// # Errors
+    /// The content's.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn is_content(&self, key: &ArchiveKey, blob: &BlobRef, content: impl Stream<Item = Result<Bytes>> + Send) -> Result<bool> {
+        let mut content = std::pin::pin!(content);
+        let mut namer = key.namer();
+        while let Some(bytes) = content.try_next().await? {
+            hash(&mut namer, &bytes).await;
+            if namer.count() > blob.size {
+                return Ok(false);
+            }
+        }
+        Ok(BlobRef::new(&namer) == *blob)
+    }
+
+    /// Removes the tenant's contents that are not among `keep`, and are a day old at `now`. Returns how many.
+    ///
+    /// Not while a backup of the tenant is under way: it may go on to name what no backup before it does.
+    ///
+    /// # Errors
+    /// As the store's.
+    ///
+    /// # Cancel safety
+    /// Some may be left.
+    pub async fn sweep(&self, tenant: TenantId, keep: &BTreeSet<String>, now: DateTime<Utc>) -> Result<u64> {
+        let below = self.below(tenant);
+        let mut listed = self.store.list(Some(&below));
+        let (mut stale, mut removed) = (Vec::new(), 0);
+        loop {
+            let next = listed.try_next().await.map_err(into_error)?;
+            let done = next.is_none();
+            stale.extend(next.filter(|meta| is_stale(&meta.location, meta.last_modified, keep, now)).map(|meta| meta.location));
+            // In batches: a list of all of them may be long.
+            if stale.len() == 1_000 || done {
+                removed += stale.len() as u64;
+                let mut gone = self.store.delete_stream(stream::iter(std::mem::take(&mut stale).into_iter().map(Ok)).boxed());
+                while let Some(done) = gone.next().await {
+                    match done {
+                        Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(into_error(error)),
+                    }
+                }
+            }
+            if done {
+                return Ok(removed);
+            }
+        }
+    }
+
+    fn below(&self, tenant: TenantId) -> Path {
+        self.root.clone().join(tenant.to_string()).join("blobs")
+    }
+
+    fn at(&self, tenant: TenantId, key: &ArchiveKey, blob: &BlobRef) -> Result<Path> {
+        let name = blob.hash()?.to_hex();
+        Ok(self.below(tenant).join(key.id().to_string()).join(&name[..2]).join(name.as_str()))
+    }
+
+    async fn is_at(&self, at: &Path, blob: &BlobRef) -> Result<bool> {
+        match self.store.head(at).await {
+            Ok(meta) => Ok(Some(meta.size) == sealed(blob.size).checked_add((BEGINNING + END) as u64)),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(into_error(error)),
         }
     }
+}
 
-    /// A stored content. What comes is authentic; that it was all is known only at the end.
-    pub(in crate::backup) async fn get(&self, tenant: TenantId, key: &ArchiveKey, blob: &BlobRef) -> Result<BoxStream<'static, Result<Bytes>>> {
-        let at = self.at(tenant, &blob.name);
-        let gone = |error| match error {
-            object_store::Error::NotFound { .. } => refused("lacks the content of an object").with_source(error),
-            error => into_error(error),
-        };
-        let size = self.store.head(&at).await.map_err(gone)?.size;
-        if size < PREFIX as u64 {
-            return Err(changed());
-        }
-        let prefix = self.store.get_range(&at, 0..PREFIX as u64).await.map_err(gone)?;
-        let sealer = Arc::new(sealer(key, prefix[0] != 0, prefix.to_vec()));
-        let frames = Frames::new(Arc::clone(&self.store), at, sealer, (PREFIX as u64, size), 0);
-        let hash = blake3::Hasher::new_keyed(&key.derived(NAME, &[]));
-        let reading = Reading { frames, blob: blob.clone(), hash, over: false };
-        Ok(stream::try_unfold(reading, |mut reading| async move { Ok(reading.next().await?.map(|bytes| (bytes, reading))) }).boxed())
-    }
-
-    /// Whether this is the content, to the last bit.
-    pub(in crate::backup) async fn is_content(key: &ArchiveKey, blob: &BlobRef, mut content: BoxStream<'_, Result<Bytes>>) -> Result<bool> {
-        let mut hash = blake3::Hasher::new_keyed(&key.derived(NAME, &[]));
-        while let Some(bytes) = content.try_next().await? {
-            hash.update(&bytes);
-        }
-        Ok(hash.finalize().to_hex().as_str() == blob.name)
-    }
-
-    /// Removes what is not kept, and not young.
-    pub(in crate::backup) async fn sweep(&self, tenant: TenantId, keep: &BTreeSet<String>, now: DateTime<Utc>) -> Result<()> {
-        let stale: Vec<Path> = self
-            .store
-            .list(Some(&self.folder(tenant)))
-            .try_filter_map(|meta| async move { Ok((meta.last_modified < now - YOUNG).then_some(meta.location)) })
-            .try_collect()
-            .await
-            .map_err(into_error)?;
-        for at in stale.iter().filter(|at| at.filename().is_none_or(|name| !keep.contains(name))) {
-            crate::backup::remove(&*self.store, at).await?;
-        }
-        Ok(())
+impl fmt::Debug for Blobs {
+    /// Leaves out the store, whose own text may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blobs").field("root", &self.root.as_ref()).field("encrypted", &self.encrypted).finish_non_exhaustive()
     }
 }
 
-/// A content that is being read.
-struct Reading {
-    frames: Frames,
-    blob: BlobRef,
-    hash: blake3::Hasher,
-    over: bool,
+/// Hashes in steps that nobody has to wait for.
+async fn hash(namer: &mut blake3::Hasher, bytes: &[u8]) {
+    for piece in bytes.chunks(1024 * 1024) {
+        namer.update(piece);
+        tokio::task::yield_now().await;
+    }
 }
 
-impl Reading {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        match self.frames.next().await? {
-            Some((what @ (b'D' | b'L'), bytes)) if !self.over => {
-                self.hash.update(&bytes);
-                if what == b'L' {
-                    self.over = true;
-                    if self.hash.finalize().to_hex().as_str() != self.blob.name {
-                        return Err(refused("names a content that is another one"));
-                    }
-                }
-                Ok(Some(bytes.into()))
-            }
-            None if self.over => Ok(None),
-            None => Err(refused("has an object that breaks off")),
-            Some(_) => Err(changed()),
-        }
+fn is_stale(at: &Path, written: DateTime<Utc>, keep: &BTreeSet<String>, now: DateTime<Utc>) -> bool {
+    now - written >= YOUNG && at.filename().is_none_or(|name| !keep.contains(name))
+}
+
+fn check_size(is: u64, expected: u64) -> Result<()> {
+    match is.cmp(&expected) {
+        std::cmp::Ordering::Less => Err(truncated()),
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => Err(changed()),
+    }
+}
+
+fn flags(beginning: &[u8]) -> Result<u32> {
+    let number = |at: usize| u32::from_le_bytes([beginning[at], beginning[at + 1], beginning[at + 2], beginning[at + 3]]);
+    if &beginning[..8] != MAGIC {
+        return Err(refused("has a content that is none"));
+    }
+    match number(8) {
+        FORMAT => Ok(number(12)),
+        newer if newer > FORMAT => Err(refused("has a newer format than this version of the kit reads")),
+        _ => Err(refused("has a format that is not read any more")),
+    }
+}
+
+/// A content that is being stored.
+struct File {
+    upload: Upload,
+    keys: Keys,
+    sealer: Sealer,
+}
+
+impl File {
+    async fn create(blobs: &Blobs, at: Path, tenant: TenantId, key: &ArchiveKey) -> Result<Self> {
+        let mut beginning = MAGIC.to_vec();
+        beginning.extend(FORMAT.to_le_bytes());
+        beginning.extend(if blobs.encrypted { ENCRYPTED } else { 0 }.to_le_bytes());
+        beginning.extend(rand::random::<[u8; 32]>());
+        let mut upload = Upload::new(Arc::clone(&blobs.store), at);
+        upload.write(&beginning).await?;
+        let keys = key.blob(&beginning, tenant.as_uuid());
+        let sealer = Sealer::new(&keys, blobs.encrypted, 0);
+        Ok(Self { upload, keys, sealer })
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.sealer.write(bytes, &mut self.upload).await
+    }
+
+    async fn close(mut self, blob: &BlobRef) -> Result<()> {
+        self.sealer.end(&mut self.upload).await?;
+        self.upload.write(blob.end(&self.keys)?.as_bytes()).await?;
+        self.upload.close().await.map(drop)
     }
 }

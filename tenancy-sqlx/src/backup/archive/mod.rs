@@ -1,108 +1,75 @@
-//! The archive of a backup: one object, written and read as a stream, of which nothing is used that is not authentic.
+//! The archive of one backup of one tenant: what it looks like byte for byte is in `docs/backup-format.md`.
 //!
-//! `docs/backup-format.md` describes it to the byte.
+//! An archive is a header, segments and a manifest that names them. Everything is compressed and sealed in chunks under a key of this
+//! archive alone, which comes from the tenant's [`ArchiveKey`] and the header. What was edited, cut, reordered, renamed, put together from
+//! two archives, or belongs to another tenant or backup is refused, and says why, before any of it is given.
+//!
+//! ```
+//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! use std::sync::Arc;
+//!
+//! use futures_util::TryStreamExt;
+//! use object_store::{ObjectStore, memory::InMemory, path::Path};
+//! use tenancy_core::TenantId;
+//! use tenancy_sqlx::backup::archive::{ArchiveKey, ArchiveReader, ArchiveWriter, Expect, Header, Kind};
+//! use uuid::Uuid;
+//!
+//! let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+//! let (at, tenant, backup) = (Path::from("archive"), TenantId::new(), Uuid::now_v7());
+//! let key = ArchiveKey::new(Uuid::now_v7(), [7; 32]); // use BackupKeys
+//!
+//! let header = Header::new(tenant, backup, &key, true, std::time::SystemTime::now().into());
+//! let mut archive = ArchiveWriter::create(store.clone(), at.clone(), header, &key).await?;
+//! archive.begin(Kind::Rows, "public.notes")?;
+//! archive.write(b"some rows").await?;
+//! archive.end(1).await?;
+//! let done = archive.finish(serde_json::json!({ "server": "15" })).await?;
+//!
+//! let expect = Expect { tenant, backup, bytes: done.bytes, hash: done.hash };
+//! let archive = ArchiveReader::open(store, at, expect, &key).await?;
+//! let rows: Vec<_> = archive.segment("public.notes")?.try_collect().await?;
+//! assert_eq!(rows.concat(), b"some rows");
+//! # Ok::<(), tenancy_core::Error>(()) }).unwrap();
+//! ```
 
-use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
-use tenancy_core::{Error, TenantId};
-use uuid::Uuid;
+use tenancy_core::Error;
 
 mod blobs;
+mod chunks;
+mod header;
+mod key;
+mod manifest;
 mod read;
-mod seal;
+#[cfg(test)]
+mod tests;
 mod write;
 
-pub(super) use blobs::{BlobRef, Blobs, YOUNG};
-pub(super) use read::{ArchiveReader, Expect};
-pub(super) use seal::ArchiveKey;
-pub(super) use write::ArchiveWriter;
+pub use blobs::{BlobRef, Blobs};
+pub use header::{Expect, FORMAT, Header};
+pub use key::ArchiveKey;
+pub use manifest::{Finished, Kind, Segment};
+pub use read::ArchiveReader;
+pub use write::ArchiveWriter;
 
-/// How an archive begins, and how it ends.
-const MAGIC: &[u8; 8] = b"TENANCYB";
-const END: &[u8; 8] = b"TENANCYE";
-/// The one version of the format that there is.
-const VERSION: u16 = 1;
-/// Magic, version, length of the header.
-const PREFIX: usize = 8 + 2 + 4;
-/// The offset of the manifest's frame, its number, magic.
-const TRAILER: usize = 8 + 8 + 8;
-/// The longest header, in bytes.
-const MAX_HEADER: usize = 4096;
-/// How much of a segment's compressed bytes is sealed at once.
-const CHUNK: usize = 64 * 1024;
-/// The longest frame, in bytes: the manifest is one.
-const MAX_FRAME: usize = 64 * 1024 * 1024;
-/// How much is sent to the store at once, and how many of that at a time.
-const PART: usize = 8 * 1024 * 1024;
-
-/// What an archive says first: all that follows is authenticated together with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Header {
-    pub(super) tenant: Uuid,
-    pub(super) backup: Uuid,
-    /// The tenant's key.
-    pub(super) key: Uuid,
-    pub(super) encrypted: bool,
-    /// Makes the archive's own key: 16 random bytes, in hex.
-    pub(super) salt: String,
-    pub(super) created_at: DateTime<Utc>,
-    pub(super) kit: String,
-}
-
-impl Header {
-    pub(super) fn new(tenant: TenantId, backup: Uuid, key: &ArchiveKey, encrypted: bool, created_at: DateTime<Utc>) -> Self {
-        let salt = seal::hex(&rand::random::<[u8; 16]>());
-        let (tenant, kit) = (tenant.as_uuid(), env!("CARGO_PKG_VERSION").to_owned());
-        Self { tenant, backup, key: key.id(), encrypted, salt, created_at, kit }
-    }
-}
-
-/// What a segment is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Kind {
-    /// Rows of a table, as binary COPY.
-    Rows,
-    /// A list of objects, a line of JSON each.
-    Objects,
-}
-
-/// One segment, as the manifest lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Segment {
-    pub(super) name: String,
-    pub(super) kind: Kind,
-    pub(super) rows: u64,
-    /// Before compression.
-    pub(super) bytes: u64,
-    /// BLAKE3 of those, in hex.
-    pub(super) hash: String,
-    /// Where its first frame is, and where the last one ends.
-    at: u64,
-    until: u64,
-    /// The number of its first frame.
-    frame: u64,
-}
-
-/// What is sealed last.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Manifest {
-    segments: Vec<Segment>,
-    details: serde_json::Value,
-}
-
-/// What was written.
-#[derive(Debug)]
-pub(super) struct Finished {
-    pub(super) bytes: u64,
-    pub(super) hash: String,
-}
-
-/// Why an archive is not used.
+/// Why an archive is refused.
 fn refused(why: &'static str) -> Error {
     Error::invalid("archive", why)
 }
 
+/// What can only be if somebody changed it, or storage did.
 fn changed() -> Error {
-    refused("was changed, or is not sealed with this tenant's key")
+    refused("was changed after it was written")
+}
+
+/// What ends too early.
+fn truncated() -> Error {
+    refused("is truncated")
+}
+
+/// What the store says, where a missing file is a reason as any other.
+fn stored(error: object_store::Error) -> Error {
+    match error {
+        error @ object_store::Error::NotFound { .. } => refused("is missing in the store").with_source(error),
+        error => tenancy_core::objects::into_error(error),
+    }
 }

@@ -1,222 +1,212 @@
-//! Reads an archive: what it says of itself first, then segments, each as a stream.
+//! Reading an archive.
 
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use futures_core::stream::BoxStream;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
-use tenancy_core::objects::into_error;
-use tenancy_core::{Error, Result, TenantId};
-use uuid::Uuid;
-use zstd::stream::write::Decoder;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
+use serde_json::Value;
+use tenancy_core::{Error, ErrorKind, Result};
+use zstd::stream::raw::{DParameter, Decoder, Operation as _};
 
-use super::seal::{ArchiveKey, Sealer};
-use super::write::sealer;
-use super::{END, Header, MAGIC, MAX_FRAME, MAX_HEADER, Manifest, PREFIX, Segment, TRAILER, VERSION, changed, refused};
+use super::chunks::Opener;
+use super::header::{self, Expect, Header};
+use super::key::{ArchiveKey, Keys};
+use super::manifest::{self, Manifest, Segment, TRAILER, Trailer};
+use super::{changed, refused, stored, truncated, write};
 
-/// Which archive it must be.
-#[derive(Debug, Clone)]
-pub(in crate::backup) struct Expect {
-    pub(in crate::backup) tenant: TenantId,
-    pub(in crate::backup) backup: Uuid,
-    pub(in crate::backup) bytes: u64,
-}
+/// The most that one step decompresses: what was little to store can be much.
+const PIECE: usize = 128 * 1024;
+/// How far back compressed bytes may refer, as a power of two. What is written needs 19.
+const WINDOW: u32 = 21;
 
-/// An archive that is the one that was expected, with its manifest. Segments are looked at as they are read.
-pub(in crate::backup) struct ArchiveReader {
+/// An archive whose header, manifest and trailer are known to be right.
+pub struct ArchiveReader {
     store: Arc<dyn ObjectStore>,
     at: Path,
-    sealer: Arc<Sealer>,
+    keys: Keys,
+    header: Header,
     manifest: Manifest,
 }
 
-impl fmt::Debug for ArchiveReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArchiveReader").field("at", &self.at.as_ref()).finish_non_exhaustive()
-    }
-}
-
-fn gone(error: object_store::Error) -> Error {
-    match error {
-        object_store::Error::NotFound { .. } => refused("is not in the object store any more").with_source(error),
-        error => into_error(error),
-    }
-}
-
 impl ArchiveReader {
+    /// Opens the archive at `at`, if it is the one that is expected.
+    ///
     /// # Errors
-    /// [`Invalid`](tenancy_core::ErrorKind::Invalid) at `archive`, with the reason.
-    pub(in crate::backup) async fn open(store: Arc<dyn ObjectStore>, at: Path, expect: Expect, key: &ArchiveKey) -> Result<Self> {
-        let size = store.head(&at).await.map_err(gone)?.size;
-        if size < (PREFIX + TRAILER) as u64 {
-            return Err(refused("is too short to be one"));
+    /// [`Invalid`](ErrorKind::Invalid) at `archive` says why it is refused: missing, no archive, of another format, tenant, backup or key,
+    /// truncated, changed. As the store's.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    ///
+    /// # Security
+    /// I39.
+    pub async fn open(store: Arc<dyn ObjectStore>, at: Path, expect: Expect, key: &ArchiveKey) -> Result<Self> {
+        let bytes = store.head(&at).await.map_err(stored)?.size;
+        let start = fetch(&*store, &at, 0..bytes.min(header::MOST as u64)).await?;
+        let (header, length) = Header::read(&start)?;
+        expect.check(&header, key)?;
+        if bytes != expect.bytes {
+            return Err(if bytes < expect.bytes { truncated() } else { changed() });
         }
-        let first = store.get_range(&at, 0..size.min((PREFIX + MAX_HEADER) as u64)).await.map_err(gone)?;
-        let (prefix, header) = header(&first)?;
-        if header.tenant != expect.tenant.as_uuid() {
-            return Err(refused("is another tenant's"));
+        let beginning = &start[..length];
+        let keys = key.archive(beginning);
+        let end = fetch(&*store, &at, bytes.saturating_sub(TRAILER as u64).max(length as u64)..bytes).await?;
+        let trailer = Trailer::read(&end, bytes, &keys)?;
+        let from = trailer.offset..trailer.offset + trailer.stored;
+        let mut pressed =
+            Unpressed::new(Opener::new(&keys, header.encrypted, manifest::NUMBER, trailer.stored, ranged(&store, &at, from)))?;
+        let mut json = Vec::new();
+        while let Some(more) = pressed.next().await? {
+            json.extend_from_slice(&more);
+            if json.len() > manifest::MOST {
+                return Err(changed());
+            }
         }
-        if header.backup != expect.backup {
-            return Err(refused("is another backup"));
+        if !expect.hash.is_empty() && write::hash(beginning, &json, &end) != expect.hash {
+            return Err(refused("is not the one that was recorded"));
         }
-        if size != expect.bytes {
-            return Err(refused("has another length than it was written with"));
-        }
-        if header.key != key.id() {
-            return Err(refused("is sealed with another key"));
-        }
-        let trailer = store.get_range(&at, size - TRAILER as u64..size).await.map_err(gone)?;
-        let (from, number) = trailing(&trailer)?;
-        let until = size - TRAILER as u64;
-        if from < prefix.len() as u64 || from + 4 > until || until - from > (MAX_FRAME + 4) as u64 {
-            return Err(changed());
-        }
-        let frame = store.get_range(&at, from..until).await.map_err(gone)?;
-        let sealer = sealer(&header, key, prefix);
-        let (length, body) = frame.split_first_chunk::<4>().ok_or_else(changed)?;
-        if u32::from_be_bytes(*length) as usize != body.len() {
-            return Err(changed());
-        }
-        let (b'M', manifest) = sealer.open(number, body)? else { return Err(changed()) };
-        let manifest = serde_json::from_slice(&manifest).map_err(|error| changed().with_source(error))?;
-        Ok(Self { store, at, sealer: Arc::new(sealer), manifest })
+        let manifest: Manifest = serde_json::from_slice(&json).map_err(|error| changed().with_source(error))?;
+        manifest.check(length as u64, trailer.offset)?;
+        Ok(Self { store, at, keys, header, manifest })
     }
 
-    pub(in crate::backup) fn segments(&self) -> &[Segment] {
+    /// What it says of itself.
+    pub const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Its segments, in the order in which they were written.
+    pub fn segments(&self) -> &[Segment] {
         &self.manifest.segments
     }
 
-    pub(in crate::backup) fn details(&self) -> &serde_json::Value {
+    /// The details that it was [finished](super::ArchiveWriter::finish) with.
+    pub const fn details(&self) -> &Value {
         &self.manifest.details
     }
 
-    /// What is in a segment. What comes was authentic; that it was all is known only at the end.
-    pub(in crate::backup) fn segment(&self, name: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
-        let segment = self.manifest.segments.iter().find(|segment| segment.name == name).cloned();
-        let segment = segment.ok_or_else(|| Error::invalid("archive", format!("has no segment {name}")))?;
-        let unpacked = Decoder::new(Vec::new()).map_err(|error| changed().with_source(error))?;
-        let (store, at, sealer) = (Arc::clone(&self.store), self.at.clone(), Arc::clone(&self.sealer));
-        let frames = Frames::new(store, at, sealer, (segment.at, segment.until), segment.frame);
-        let reading = Reading { frames, segment, unpacked: Some(unpacked), hash: blake3::Hasher::new(), bytes: 0 };
-        Ok(stream::try_unfold(reading, |mut reading| async move { Ok(reading.next().await?.map(|bytes| (bytes, reading))) }).boxed())
-    }
-}
-
-/// The header, and all that comes before the frames.
-fn header(first: &[u8]) -> Result<(Vec<u8>, Header)> {
-    if !first.starts_with(MAGIC) {
-        return Err(refused("is none: it begins with something else"));
-    }
-    let version = u16::from_be_bytes([first[8], first[9]]);
-    if version != VERSION {
-        let than = if version > VERSION { "newer: read it with the kit that wrote it, or a later one" } else { "older, and not read any more" };
-        return Err(Error::invalid("archive", format!("has version {version} of the format, which is {than}")));
-    }
-    let length = u32::from_be_bytes([first[10], first[11], first[12], first[13]]) as usize;
-    let text = first.get(PREFIX..PREFIX + length).filter(|_| length <= MAX_HEADER).ok_or_else(changed)?;
-    let header = serde_json::from_slice(text).map_err(|error| changed().with_source(error))?;
-    Ok((first[..PREFIX + length].to_vec(), header))
-}
-
-/// Where the manifest is, and the number of its frame.
-fn trailing(trailer: &[u8]) -> Result<(u64, u64)> {
-    let number = |at: usize| trailer.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
-    match (number(0), number(8)) {
-        (Some(at), Some(number)) if trailer[16..] == *END => Ok((at, number)),
-        _ => Err(refused("does not end as one: it was truncated")),
-    }
-}
-
-/// The frames of a part of a file, one after the other.
-pub(super) struct Frames {
-    store: Arc<dyn ObjectStore>,
-    at: Path,
-    sealer: Arc<Sealer>,
-    range: std::ops::Range<u64>,
-    number: u64,
-    read: Option<BoxStream<'static, object_store::Result<Bytes>>>,
-    buffer: BytesMut,
-}
-
-impl Frames {
-    pub(super) fn new(store: Arc<dyn ObjectStore>, at: Path, sealer: Arc<Sealer>, (from, until): (u64, u64), number: u64) -> Self {
-        Self { store, at, sealer, range: from..until, number, read: None, buffer: BytesMut::new() }
-    }
-
-    /// At least so many bytes, unless there are fewer.
-    async fn fill(&mut self, want: usize) -> Result<()> {
-        if self.read.is_none() && !self.range.is_empty() {
-            let options = object_store::GetOptions { range: Some(self.range.clone().into()), ..Default::default() };
-            self.read = Some(self.store.get_opts(&self.at, options).await.map_err(gone)?.into_stream());
-        }
-        let Some(read) = &mut self.read else { return Ok(()) };
-        while self.buffer.len() < want {
-            match read.try_next().await.map_err(gone)? {
-                Some(bytes) => self.buffer.extend_from_slice(&bytes),
-                None => break,
+    /// What a segment holds, in pieces. Each was authenticated before it is given; that all of it came, and as it was, is known once the
+    /// stream ends without an error.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) for one that there is not. The stream's are as [`open`](ArchiveReader::open)'s.
+    pub fn segment(&self, name: &str) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let position = self.manifest.segments.iter().position(|segment| segment.name == name).ok_or_else(Error::not_found)?;
+        let segment = &self.manifest.segments[position];
+        let number = u32::try_from(position).map_err(|_| changed())?;
+        let from = ranged(&self.store, &self.at, segment.offset..segment.offset + segment.stored);
+        let unpressed = Unpressed::new(Opener::new(&self.keys, self.header.encrypted, number, segment.stored, from))?;
+        let expected = (segment.bytes, segment.hash.clone());
+        Ok(stream::try_unfold((unpressed, expected), |(mut unpressed, expected)| async move {
+            match unpressed.next().await? {
+                Some(piece) => Ok(Some((Bytes::from(piece), (unpressed, expected)))),
+                None if unpressed.came() == expected => Ok(None),
+                None => Err(changed()),
             }
+        })
+        .boxed())
+    }
+
+    /// Reads all of it, and keeps nothing.
+    ///
+    /// # Errors
+    /// As [`open`](ArchiveReader::open).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn verify(&self) -> Result<()> {
+        for segment in &self.manifest.segments {
+            let mut pieces = self.segment(&segment.name)?;
+            while pieces.try_next().await?.is_some() {}
         }
         Ok(())
     }
+}
 
-    /// The next frame; `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<(u8, Vec<u8>)>> {
-        self.fill(4).await?;
-        let Some(length) = self.buffer.first_chunk::<4>() else {
-            return if self.buffer.is_empty() { Ok(None) } else { Err(refused("breaks off")) };
-        };
-        let length = u32::from_be_bytes(*length) as usize;
-        if length > MAX_FRAME {
-            return Err(changed());
-        }
-        self.fill(4 + length).await?;
-        if self.buffer.len() < 4 + length {
-            return Err(refused("breaks off"));
-        }
-        let frame = self.buffer.split_to(4 + length);
-        let opened = self.sealer.open(self.number, &frame[4..])?;
-        self.number += 1;
-        Ok(Some(opened))
+impl fmt::Debug for ArchiveReader {
+    /// Leaves out the store, whose own text may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArchiveReader").field("header", &self.header).field("segments", &self.manifest.segments).finish_non_exhaustive()
     }
 }
 
-/// A segment that is being read.
-struct Reading {
-    frames: Frames,
-    segment: Segment,
-    unpacked: Option<Decoder<'static, Vec<u8>>>,
-    hash: blake3::Hasher,
-    bytes: u64,
+/// These bytes of a file, in memory.
+pub(super) async fn fetch(store: &dyn ObjectStore, at: &Path, range: std::ops::Range<u64>) -> Result<Bytes> {
+    if range.is_empty() { Ok(Bytes::new()) } else { store.get_range(at, range).await.map_err(stored) }
 }
 
-impl Reading {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
+/// These bytes of a file, as they come. Nothing is asked for before it is polled.
+pub(super) fn ranged(
+    store: &Arc<dyn ObjectStore>,
+    at: &Path,
+    range: std::ops::Range<u64>,
+) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let (store, at) = (Arc::clone(store), at.clone());
+    let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+    stream::once(async move { store.get_opts(&at, options).await.map(object_store::GetResult::into_stream) }).try_flatten().boxed()
+}
+
+/// Chunks on their way through the decompressor.
+struct Unpressed {
+    opener: Opener,
+    press: Decoder<'static>,
+    chunk: Vec<u8>,
+    read: usize,
+    /// Whether there may be more to give without more to read.
+    more: bool,
+    whole: bool,
+    hash: blake3::Hasher,
+}
+
+impl Unpressed {
+    fn new(opener: Opener) -> Result<Self> {
+        let mut press = Decoder::new().map_err(damaged)?;
+        press.set_parameter(DParameter::WindowLogMax(WINDOW)).map_err(damaged)?;
+        Ok(Self { opener, press, chunk: Vec::new(), read: 0, more: false, whole: false, hash: blake3::Hasher::new() })
+    }
+
+    /// The next piece, of no more than [`PIECE`] bytes.
+    async fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut piece = vec![0; PIECE];
+        let mut written = 0;
         loop {
-            let Some(unpacked) = &mut self.unpacked else { return Ok(None) };
-            let opened = self.frames.next().await?;
-            let last = opened.is_none();
-            match opened {
-                Some((b'D', packed)) => {
-                    std::io::Write::write_all(unpacked, &packed).map_err(|error| changed().with_source(error))?;
+            if self.read == self.chunk.len() && !self.more && !self.whole {
+                match self.opener.next().await? {
+                    Some(chunk) => (self.chunk, self.read) = (chunk, 0),
+                    None => return Err(changed()), // ended within a frame
                 }
-                Some(_) => return Err(changed()),
-                None => std::io::Write::flush(unpacked).map_err(|error| changed().with_source(error))?,
             }
-            let bytes = Bytes::from(std::mem::take(unpacked.get_mut()));
-            self.hash.update(&bytes);
-            self.bytes += bytes.len() as u64;
-            if last {
-                self.unpacked = None;
-                if self.bytes != self.segment.bytes || self.hash.finalize().to_hex().as_str() != self.segment.hash {
+            if self.whole {
+                // Nothing may follow.
+                if self.read < self.chunk.len() || self.opener.next().await?.is_some() {
                     return Err(changed());
                 }
+                break;
             }
-            if !bytes.is_empty() {
-                return Ok(Some(bytes));
+            let done = self.press.run_on_buffers(&self.chunk[self.read..], &mut piece[written..]).map_err(damaged)?;
+            self.read += done.bytes_read;
+            written += done.bytes_written;
+            self.whole = done.remaining == 0;
+            self.more = written == PIECE;
+            if written == PIECE {
+                break;
             }
         }
+        piece.truncate(written);
+        self.hash.update(&piece);
+        Ok((written > 0).then_some(piece))
     }
+
+    /// How much came, and its hash.
+    fn came(&self) -> (u64, String) {
+        (self.hash.count(), self.hash.finalize().to_hex().to_string())
+    }
+}
+
+fn damaged(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Internal, "can't be decompressed").with_source(error)
 }
