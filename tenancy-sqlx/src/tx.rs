@@ -185,7 +185,10 @@ impl<S> Tx<S> {
 
     /// What `COPY … TO STDOUT` gives. The rest of the transaction can be used once all of it was read.
     #[cfg(feature = "backup")]
-    pub(crate) async fn copy_out(&mut self, sql: &str) -> Result<impl Stream<Item = std::result::Result<bytes::Bytes, sqlx::Error>> + Send> {
+    pub(crate) async fn copy_out(
+        &mut self,
+        sql: &str,
+    ) -> Result<impl Stream<Item = std::result::Result<bytes::Bytes, sqlx::Error>> + Send> {
         self.settle_pending().await.map_err(from_sqlx)?;
         let Self { lease, in_flight, .. } = self;
         *in_flight = true;

@@ -107,7 +107,10 @@ impl World {
         let below = Path::from("tenants").join(cx.tenant_id().to_string());
         let mut all = BTreeMap::new();
         for meta in futures_util::TryStreamExt::try_collect::<Vec<_>>(self.store.list(Some(&below))).await.expect("listed") {
-            all.insert(meta.location.to_string(), self.store.get(&meta.location).await.expect("there").bytes().await.expect("read").to_vec());
+            all.insert(
+                meta.location.to_string(),
+                self.store.get(&meta.location).await.expect("there").bytes().await.expect("read").to_vec(),
+            );
         }
         all
     }
@@ -123,7 +126,8 @@ pub(crate) async fn digests(eye: &mut PgConnection, tenant: Option<TenantId>) ->
         let sql = format!(
             "select coalesce(md5(string_agg(t::text, ',' order by t::text)), '') from {table} t where $1::uuid is null or tenant_id::text = $1::text"
         );
-        let digest: String = sqlx::query_scalar(AssertSqlSafe(sql)).bind(tenant.map(TenantId::as_uuid)).fetch_one(&mut *eye).await.expect("digest");
+        let digest: String =
+            sqlx::query_scalar(AssertSqlSafe(sql)).bind(tenant.map(TenantId::as_uuid)).fetch_one(&mut *eye).await.expect("digest");
         all.insert(table, digest);
     }
     all
@@ -207,12 +211,19 @@ async fn vandalise(world: &World, cx: &TenantContext) {
             "delete from notes where body like '%1%'",
             "update notes set body = body || ' changed' where body like '%2%'",
             "insert into notes (body) values ('not in the backup')",
-            "update men set dog = null", "delete from dogs", "delete from men where id = 2", "insert into men (id) values (9)",
-            "update tree set up = null where id = 3", "delete from tree where id = 4",
-            "delete from events where id > 8", "insert into events (id) values (19)",
-            "update things set name = case name when 'one' then 'x' else 'one' end", "update things set name = 'two' where name = 'x'", // the unique names are swapped
+            "update men set dog = null",
+            "delete from dogs",
+            "delete from men where id = 2",
+            "insert into men (id) values (9)",
+            "update tree set up = null where id = 3",
+            "delete from tree where id = 4",
+            "delete from events where id > 8",
+            "insert into events (id) values (19)",
+            "update things set name = case name when 'one' then 'x' else 'one' end",
+            "update things set name = 'two' where name = 'x'", // the unique names are swapped
             "insert into things (name) values ('three')",
-            "delete from bare where word = 'same'", "insert into bare (word) values ('new')",
+            "delete from bare where word = 'same'",
+            "insert into bare (word) values ('new')",
             "delete from \"Odd Name\"",
             "delete from fired",
         ],
@@ -266,22 +277,33 @@ async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
     assert_eq!((&events["removed"], &events["changed"], &events["added"]), (&json!(1), &json!(0), &json!(6)));
     assert_eq!((&events["examples"]["removed"], &events["examples"]["added"][0]), (&json!([{ "id": 19 }]), &json!({ "id": 9 })));
     assert_eq!(told["tables"]["public.things"]["changed"], 2);
-    assert_eq!(told["tables"]["public.bare"], json!({ "removed": 1, "changed": 0, "added": 2, "examples": { "removed": [], "added": [] } }));
+    assert_eq!(
+        told["tables"]["public.bare"],
+        json!({ "removed": 1, "changed": 0, "added": 2, "examples": { "removed": [], "added": [] } })
+    );
     assert_eq!(told["objects"], json!({ "removed": 1, "changed": 1, "added": 1 }));
 
     // What a dry run told is what is done.
     let done = world.restore(acme, &NewRestore::new(backup).without_backup()).await;
     for (table, counts) in done["tables"].as_object().expect("tables") {
-        assert_eq!(["removed", "changed", "added"].map(|how| &counts[how]), ["removed", "changed", "added"].map(|how| &told["tables"][table][how]), "{table}");
+        assert_eq!(
+            ["removed", "changed", "added"].map(|how| &counts[how]),
+            ["removed", "changed", "added"].map(|how| &told["tables"][table][how]),
+            "{table}"
+        );
     }
     let again = world.restore(acme, &NewRestore::new(backup).dry_run()).await;
-    assert!(again["tables"].as_object().expect("tables").values().all(|counts| *counts == json!({ "removed": 0, "changed": 0, "added": 0 })), "{again}");
+    assert!(
+        again["tables"].as_object().expect("tables").values().all(|counts| *counts == json!({ "removed": 0, "changed": 0, "added": 0 })),
+        "{again}"
+    );
 }
 
 /// The archive's place in the store.
 async fn archive_of(world: &World, backup: Uuid) -> Path {
     let all: Vec<_> = futures_util::TryStreamExt::try_collect(world.store.list(Some(&Path::from("backups")))).await.expect("listed");
-    let mut found = all.into_iter().map(|meta: object_store::ObjectMeta| meta.location).filter(|at| at.as_ref().contains(&backup.to_string()));
+    let mut found =
+        all.into_iter().map(|meta: object_store::ObjectMeta| meta.location).filter(|at| at.as_ref().contains(&backup.to_string()));
     let at = found.next().expect("an archive");
     assert_eq!(found.next(), None, "nothing else is left of the backup");
     at

@@ -51,7 +51,8 @@ pub(super) async fn read(tx: &mut SystemTx, tenant: uuid::Uuid) -> Result<(DateT
                 (select coalesce(jsonb_object_agg(g.metric, g.used), '{}') from tenancy.quota_gauges g where g.tenant_id = t.id)
            from tenancy.tenants t where t.id = $1",
     );
-    let (taken_at, server, name, plan, branding, flags, settings, gauges): Row = query.bind(tenant).fetch_one(tx).await.map_err(from_sqlx)?;
+    let (taken_at, server, name, plan, branding, flags, settings, gauges): Row =
+        query.bind(tenant).fetch_one(tx).await.map_err(from_sqlx)?;
     let object = |value: Value| value.as_object().cloned().unwrap_or_default();
     let gauges = object(gauges).into_iter().filter_map(|(metric, used)| Some((metric, used.as_i64()?))).collect();
     Ok((taken_at, server, Was { name, plan, branding: object(branding), flags: object(flags), settings: object(settings), gauges }))

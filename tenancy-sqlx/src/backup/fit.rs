@@ -149,7 +149,8 @@ impl Fit {
     /// To the last bit, also for types that have no equality.
     fn same_row(&self) -> String {
         let row = |of: &str| self.columns().map(|column| format!("{of}.{}", column.quoted())).collect::<Vec<_>>().join(", ");
-        format!("row({}) *= row({})", row("t"), row("s"))
+        // As records: rows would be compared column by column, with operators that some types lack.
+        format!("row({})::record *= row({})::record", row("t"), row("s"))
     }
 
     fn own(&self) -> String {
@@ -261,7 +262,11 @@ mod tests {
         must.required = true;
         let said = refused(&[was()], &[table("public.t", &["id"], vec![column("id", "uuid"), column("body", "text"), must])], ALL);
         assert!(said.contains(r#"a column "must" since"#), "{said}");
-        let said = refused(&[was()], &[table("public.t", &["id", "no"], vec![column("id", "uuid"), column("body", "text"), column("no", "integer")])], ALL);
+        let said = refused(
+            &[was()],
+            &[table("public.t", &["id", "no"], vec![column("id", "uuid"), column("body", "text"), column("no", "integer")])],
+            ALL,
+        );
         assert!(said.contains(r#"has "no" in its key since"#), "{said}");
     }
 
@@ -269,7 +274,8 @@ mod tests {
     fn selected_tables_are_those_that_the_backup_has() {
         let (one, other) = (was(), table("public.u", &[], vec![]));
         let names = ["public.u".to_owned()];
-        let fits = Fits::of(&[one.clone(), other.clone()], &[one.clone(), other.clone()], Wanted { tables: Some(&names), ..ALL }).expect("it fits");
+        let fits = Fits::of(&[one.clone(), other.clone()], &[one.clone(), other.clone()], Wanted { tables: Some(&names), ..ALL })
+            .expect("it fits");
         assert_eq!(fits.fits.iter().map(|fit| fit.table.sql.as_str()).collect::<Vec<_>>(), ["public.u"]);
         assert!(fits.new.is_empty());
         let names = ["public.v".to_owned()];

@@ -32,8 +32,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use object_store::{ObjectStore, ObjectStoreExt as _};
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde_json::Value;
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Error, ErrorKind, Result, TenantId};

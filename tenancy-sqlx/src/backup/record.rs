@@ -86,7 +86,8 @@ impl SystemTx {
         if reason.is_some_and(|reason| !(3..=500).contains(&reason.trim().chars().count()) || reason.chars().any(char::is_control)) {
             return Err(Error::invalid("hold", "must have 3 to 500 characters, and no control characters"));
         }
-        let sql = format!("update tenancy.backups set hold = $3 where tenant_id = $1 and id = $2 and deleted_at is null returning {COLUMNS}");
+        let sql =
+            format!("update tenancy.backups set hold = $3 where tenant_id = $1 and id = $2 and deleted_at is null returning {COLUMNS}");
         let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.as_uuid()).bind(id).bind(reason.map(str::trim));
         let held: Backup = query.fetch_one(&mut *self).await.map_err(from_sqlx)?;
         self.tell_of_backup(tenant, id, "backup.hold", serde_json::json!({ "hold": held.hold })).await?;
@@ -129,7 +130,8 @@ impl SystemTx {
             .execute(&mut *self)
             .await
             .map_err(from_sqlx)?;
-        let detail = serde_json::json!({ "taken_at": backup.taken_at, "rows": backup.rows, "objects": backup.objects, "bytes": backup.bytes });
+        let detail =
+            serde_json::json!({ "taken_at": backup.taken_at, "rows": backup.rows, "objects": backup.objects, "bytes": backup.bytes });
         self.tell_of_backup(TenantId::from_uuid(backup.tenant_id)?, backup.id, "backup.take", detail).await
     }
 

@@ -93,7 +93,10 @@ impl SystemTx {
             TenantStatus::Active | TenantStatus::Suspended => {}
             TenantStatus::Erased => return Err(Error::not_found()),
             other => {
-                return Err(Error::new(ErrorKind::Conflict, format!("a tenant that is {other} can't be restored: suspend or resume it first")));
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("a tenant that is {other} can't be restored: suspend or resume it first"),
+                ));
             }
         }
         if restore.tables.as_ref().is_some_and(Vec::is_empty) {

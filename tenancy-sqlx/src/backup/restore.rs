@@ -255,7 +255,8 @@ impl Backups {
     /// Makes sure that a table is to the last bit what the backup has.
     async fn verify(&self, restoring: &mut Restoring<'_>, source: &Source, fit: &Fit, changed: &Changed) -> Result<()> {
         let (rows, hash) = source.segment(fit)?;
-        let wrong = |what: &str| Error::new(ErrorKind::Conflict, format!("{} has other {what} than the backup after a restore", fit.table.sql));
+        let wrong =
+            |what: &str| Error::new(ErrorKind::Conflict, format!("{} has other {what} than the backup after a restore", fit.table.sql));
         if restoring.count(&fit.table).await? != rows {
             return Err(wrong("rows"));
         }
@@ -343,7 +344,9 @@ impl Backups {
                 Some(meta) if listed.is(&meta) => true,
                 Some(meta) if meta.size == listed.size => {
                     let key = self.key_of(&mut keys, tenant, listed.key).await?;
-                    self.blobs().is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error)).await?
+                    self.blobs()
+                        .is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error))
+                        .await?
                 }
                 _ => false,
             };

@@ -95,7 +95,12 @@ impl<'a> Restoring<'a> {
     }
 
     /// Loads the rows of one table, and gives how many there were.
-    pub(super) async fn stage(&mut self, n: usize, fit: &Fit, rows: futures_core::stream::BoxStream<'_, Result<bytes::Bytes>>) -> Result<u64> {
+    pub(super) async fn stage(
+        &mut self,
+        n: usize,
+        fit: &Fit,
+        rows: futures_core::stream::BoxStream<'_, Result<bytes::Bytes>>,
+    ) -> Result<u64> {
         self.become_role(&self.inner.roles.restore()).await?;
         let (make, copy) = fit.make(n, &self.inner.roles.app());
         self.tx.control(&make).await.map_err(|error| does_not_fit(fit, error))?;
@@ -127,24 +132,24 @@ impl<'a> Restoring<'a> {
         let mut done = Vec::new();
         for (n, fit) in fits.iter().enumerate() {
             // Where there is no key, only a difference is reason enough to write all rows again.
-            let same = fit.table.key.is_empty() && self.difference(n, fit).await?.is_none();
+            let whole = if fit.table.key.is_empty() { Some(self.difference(n, fit).await?) } else { None };
             let mut changed = Changed::default();
-            if !same {
+            if whole.as_ref().is_none_or(|difference| !difference.is_none()) {
                 let row = sqlx::query(AssertSqlSafe(fit.remove(n))).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await;
                 let row = row.map_err(from_sqlx)?;
                 changed = Changed { changed: row.get(0), removed: row.get(1), added: 0 };
             }
-            done.push((same, changed));
+            done.push((whole, changed));
         }
         for (n, fit) in fits.iter().enumerate() {
-            let (same, changed) = &mut done[n];
-            if !*same {
+            let (whole, changed) = &mut done[n];
+            if whole.as_ref().is_none_or(|difference| !difference.is_none()) {
                 let added = sqlx::query(AssertSqlSafe(fit.add(n))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
                 let added = added.map_err(|error| conflicting(fit, error))?.rows_affected().cast_signed();
                 changed.added = added - changed.changed;
             }
         }
-        Ok(done.into_iter().map(|(_, changed)| changed).collect())
+        Ok(done.into_iter().map(|(whole, changed)| whole.unwrap_or(changed)).collect())
     }
 
     /// Looks after the foreign keys from and to the tables that changed.
@@ -161,7 +166,8 @@ impl<'a> Restoring<'a> {
                 };
                 let same: Vec<String> = key.pairs.iter().map(|(here, there)| format!("u.{} = t.{}", quoted(there), quoted(here))).collect();
                 // MATCH FULL: all columns or none.
-                let half = if key.full { format!(" or not ({}) and not ({})", given(" and ", "not "), given(" and ", "")) } else { String::new() };
+                let half =
+                    if key.full { format!(" or not ({}) and not ({})", given(" and ", "not "), given(" and ", "")) } else { String::new() };
                 let sql = format!(
                     "select count(*) from {} t where t.{} = $1 and (({}) and not exists (select from {} u where {}){half})",
                     table.from(),
@@ -172,7 +178,8 @@ impl<'a> Restoring<'a> {
                 );
                 let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid());
                 let rows: i64 = query.fetch_one(&mut self.tx).await.map_err(|error| {
-                    let why = format!("{}'s foreign key {} can't be looked after: let the application read {}", table.sql, key.name, key.to);
+                    let why =
+                        format!("{}'s foreign key {} can't be looked after: let the application read {}", table.sql, key.name, key.to);
                     Error::new(ErrorKind::Misconfigured, why).with_source(error)
                 })?;
                 if rows > 0 {
@@ -189,7 +196,8 @@ impl<'a> Restoring<'a> {
     /// How many rows of the tenant a table has.
     pub(super) async fn count(&mut self, table: &Table) -> Result<u64> {
         let sql = format!("select count(*) from {} t where t.{} = $1", table.from(), quoted(&table.tenant_column));
-        let rows: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await.map_err(from_sqlx)?;
+        let rows: i64 =
+            sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await.map_err(from_sqlx)?;
         Ok(rows.cast_unsigned())
     }
 

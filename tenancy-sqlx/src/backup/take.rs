@@ -12,6 +12,7 @@ use tenancy_core::objects::into_error;
 use tenancy_core::{Error, ErrorKind, Result, TenantId, TenantStatus};
 use uuid::Uuid;
 
+use super::Backups;
 use super::archive::{ArchiveKey, ArchiveWriter, Header, Kind};
 use super::details::{self, Counted, Details};
 use super::objects::{self, Listed, Seen};
@@ -19,7 +20,6 @@ use super::pace::Pace;
 use super::record::Backup;
 use super::session::begin_snapshot;
 use super::tables::{self, Table, quoted};
-use super::Backups;
 use crate::error::from_sqlx;
 use crate::operations::{Operation, Progress};
 use crate::tx::SystemTx;

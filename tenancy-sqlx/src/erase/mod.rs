@@ -110,7 +110,8 @@ impl SystemTx {
             return Err(Error::invalid("reason", "must have 1 to 500 characters, and no control characters"));
         }
         may_be_erased(self, tenant).await?;
-        let held = sqlx::query_scalar("select hold from tenancy.backups where tenant_id = $1 and hold is not null and deleted_at is null limit 1");
+        let held =
+            sqlx::query_scalar("select hold from tenancy.backups where tenant_id = $1 and hold is not null and deleted_at is null limit 1");
         let held: Option<String> = held.bind(tenant.as_uuid()).fetch_optional(&mut *self).await.map_err(from_sqlx)?;
         if let Some(why) = held {
             return Err(Error::new(ErrorKind::Conflict, format!("a backup of the tenant is held ({why}): let it go first")));

@@ -86,7 +86,10 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             for backup in backups {
                 let held = backup.hold.map(|why| format!("  held: {why}")).unwrap_or_default();
                 let taken = backup.taken_at.format("%Y-%m-%d %H:%M:%S");
-                say(format_args!("{}  {taken}  {:>9} rows  {:>7} objects  {}{held}", backup.id, backup.rows, backup.objects, backup.reason));
+                say(format_args!(
+                    "{}  {taken}  {:>9} rows  {:>7} objects  {}{held}",
+                    backup.id, backup.rows, backup.objects, backup.reason
+                ));
             }
             Ok(ExitCode::SUCCESS)
         }
