@@ -4,6 +4,7 @@
 
 mod api;
 mod audit;
+mod backup_keys;
 mod cancel;
 mod catalog;
 mod checker;

@@ -23,8 +23,8 @@ use crate::upload::Upload;
 
 /// What is hashed in memory before anything is written.
 const SMALL: usize = 8 * 1024 * 1024;
-/// How old what nobody names must be before it is removed: a backup that is under way names it later.
-const YOUNG: TimeDelta = TimeDelta::days(1);
+/// How old a content that nobody names must be before it is removed: a backup that is under way may name it later.
+pub const YOUNG: TimeDelta = TimeDelta::days(1);
 
 const MAGIC: &[u8; 8] = b"TNCYBLOB";
 const FORMAT: u32 = 1;
@@ -68,16 +68,9 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// In `store`, below `root`.
-    pub fn new(store: Arc<dyn ObjectStore>, root: Path) -> Self {
-        Self { store, root, encrypted: true }
-    }
-
-    /// What is stored from now on is authenticated and can be read by whoever has it.
-    #[must_use]
-    pub fn without_encryption(mut self) -> Self {
-        self.encrypted = false;
-        self
+    /// In `store`, below `root`. Where it is not `encrypted`, what is stored from now on is authenticated, and can be read by whoever has it.
+    pub fn new(store: Arc<dyn ObjectStore>, root: Path, encrypted: bool) -> Self {
+        Self { store, root, encrypted }
     }
 
     /// Stores a content, if it is not there yet. Up to 8 MiB are hashed in memory first; what is larger is stored while it is hashed,
@@ -212,7 +205,7 @@ impl Blobs {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn is_content(&self, key: &ArchiveKey, blob: &BlobRef, content: impl Stream<Item = Result<Bytes>> + Send) -> Result<bool> {
+    pub async fn is_content(key: &ArchiveKey, blob: &BlobRef, content: impl Stream<Item = Result<Bytes>> + Send) -> Result<bool> {
         let mut content = std::pin::pin!(content);
         let mut namer = key.namer();
         while let Some(bytes) = content.try_next().await? {
@@ -224,7 +217,7 @@ impl Blobs {
         Ok(BlobRef::new(&namer) == *blob)
     }
 
-    /// Removes the tenant's contents that are not among `keep`, and are a day old at `now`. Returns how many.
+    /// Removes the tenant's contents that are not among `keep`, and are older than [`YOUNG`] at `now`. Returns how many.
     ///
     /// Not while a backup of the tenant is under way: it may go on to name what no backup before it does.
     ///
