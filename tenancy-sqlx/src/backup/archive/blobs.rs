@@ -68,9 +68,16 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// In `store`, below `root`. Where it is not `encrypted`, what is stored from now on is authenticated, and can be read by whoever has it.
-    pub fn new(store: Arc<dyn ObjectStore>, root: Path, encrypted: bool) -> Self {
-        Self { store, root, encrypted }
+    /// In `store`, below `root`.
+    pub fn new(store: Arc<dyn ObjectStore>, root: Path) -> Self {
+        Self { store, root, encrypted: true }
+    }
+
+    /// What is stored from now on is authenticated, and can be read by whoever has it.
+    #[must_use]
+    pub fn without_encryption(mut self) -> Self {
+        self.encrypted = false;
+        self
     }
 
     /// Stores a content, if it is not there yet. Up to 8 MiB are hashed in memory first; what is larger is stored while it is hashed,
@@ -170,7 +177,8 @@ impl Blobs {
         };
         let keys = key.blob(&beginning, tenant.as_uuid());
         let encrypted = flags(&beginning)? & ENCRYPTED != 0;
-        if blob.end(&keys)?.as_bytes()[..] != end[..] {
+        // As hashes, which compare in constant time.
+        if blob.end(&keys)? != blake3::Hash::from_slice(&end).map_err(|_| changed())? {
             return Err(changed());
         }
         let state = (Opener::new(&keys, encrypted, 0, bytes, chunks), key.namer(), blob.clone());
@@ -205,7 +213,7 @@ impl Blobs {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn is_content(key: &ArchiveKey, blob: &BlobRef, content: impl Stream<Item = Result<Bytes>> + Send) -> Result<bool> {
+    pub async fn is_content(&self, key: &ArchiveKey, blob: &BlobRef, content: impl Stream<Item = Result<Bytes>> + Send) -> Result<bool> {
         let mut content = std::pin::pin!(content);
         let mut namer = key.namer();
         while let Some(bytes) = content.try_next().await? {

@@ -304,7 +304,9 @@ struct Shelf {
 impl Shelf {
     fn new(store: Arc<dyn ObjectStore>, encrypted: bool) -> Self {
         let key = ArchiveKey::new(Uuid::now_v7(), rand::random());
-        Self { blobs: Blobs::new(Arc::clone(&store), Path::from("backups"), encrypted), store, tenant: TenantId::new(), key }
+        let blobs = Blobs::new(Arc::clone(&store), Path::from("backups"));
+        let blobs = if encrypted { blobs } else { blobs.without_encryption() };
+        Self { blobs, store, tenant: TenantId::new(), key }
     }
 
     async fn put(&self, content: &[u8]) -> BlobRef {
@@ -343,8 +345,8 @@ async fn contents_are_stored_once_whatever_their_size() {
             assert_eq!(shelf.files().await.len(), files, "nothing is left aside");
             assert_eq!(shelf.put(&content).await, blob);
             assert_eq!(shelf.files().await.len(), files, "the same content is there already");
-            assert!(Blobs::is_content(&shelf.key, &blob, streamed(&content)).await.expect("compared"));
-            assert!(!Blobs::is_content(&shelf.key, &blob, streamed(&[&content[..], b"!"].concat())).await.expect("compared"));
+            assert!(shelf.blobs.is_content(&shelf.key, &blob, streamed(&content)).await.expect("compared"));
+            assert!(!shelf.blobs.is_content(&shelf.key, &blob, streamed(&[&content[..], b"!"].concat())).await.expect("compared"));
         }
         let other = Shelf { tenant: TenantId::new(), key: ArchiveKey::new(Uuid::now_v7(), [1; 32]), ..shelf };
         assert_ne!(other.put(&noise(9, 1)).await.name, other.put(&noise(9, CHUNK)).await.name);
