@@ -146,7 +146,7 @@ async fn the_applications_role_can_neither_see_nor_make_keys() {
     ] {
         let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
         let error = sqlx::query(sql).execute(&mut tx).await.expect_err(sql);
-        assert_eq!(error.as_database_error().and_then(|error| error.code()).as_deref(), Some("42501"), "{sql}");
+        assert_eq!(error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(), Some("42501"), "{sql}");
     }
     // The control: who may see them does.
     let mut tx = kit.db.dangerous().begin_system("a test looks").await.expect("system");
