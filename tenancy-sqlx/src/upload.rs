@@ -25,6 +25,7 @@ impl Upload {
     }
 
     /// How much was written.
+    #[cfg(feature = "backup")]
     pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
     }
