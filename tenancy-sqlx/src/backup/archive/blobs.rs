@@ -286,9 +286,11 @@ impl fmt::Debug for Blobs {
 
 /// Hashes in steps that nobody has to wait for.
 async fn hash(namer: &mut blake3::Hasher, bytes: &[u8]) {
-    for piece in bytes.chunks(1024 * 1024) {
+    for (n, piece) in bytes.chunks(1024 * 1024).enumerate() {
+        if n > 0 {
+            tokio::task::yield_now().await;
+        }
         namer.update(piece);
-        tokio::task::yield_now().await;
     }
 }
 
