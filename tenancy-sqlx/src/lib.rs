@@ -34,6 +34,8 @@ mod token;
 pub mod embedded;
 #[cfg(feature = "export")]
 pub mod export;
+#[cfg(feature = "federation")]
+pub mod federation;
 #[cfg(feature = "mail")]
 pub mod mail;
 #[cfg(all(unix, feature = "testing"))]
