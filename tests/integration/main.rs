@@ -10,6 +10,7 @@ mod checker;
 mod config;
 mod erase;
 mod export;
+mod federation;
 mod guard;
 mod impersonation;
 mod isolation;

@@ -243,7 +243,9 @@ mod tests {
         refused(&text, &pinned, &origin("another"), at(5), "another audience");
         refused(&text, &pinned, &here, at(3600), "expired");
         refused(&text, &pinned, &here, at(-61), "not yet");
-        assert!(verify::<Capability>(&text, &pinned, &here, at(-60)).is_ok() && verify::<Capability>(&text, &pinned, &here, at(3599)).is_ok());
+        assert!(
+            verify::<Capability>(&text, &pinned, &here, at(-60)).is_ok() && verify::<Capability>(&text, &pinned, &here, at(3599)).is_ok()
+        );
         for (changed, why) in [
             (Capability { perms: Perms::Write, ..capability() }, "perms that are not for others"),
             (Capability { expires_at: at(0) + MAX_LIFETIME + TimeDelta::seconds(1), ..capability() }, "too long"),
@@ -281,7 +283,9 @@ mod tests {
             let text = format!("{}.{}", URL_SAFE_NO_PAD.encode(&json), URL_SAFE_NO_PAD.encode(signature));
             assert!(!holds(&text), "{json}");
         }
-        for bad in ["", ".", payload, &format!("{text}="), &format!("{text}."), &format!(" {text}"), &format!(".{signature}"), &"A".repeat(9000)] {
+        for bad in
+            ["", ".", payload, &format!("{text}="), &format!("{text}."), &format!(" {text}"), &format!(".{signature}"), &"A".repeat(9000)]
+        {
             assert!(!holds(bad), "{bad}");
         }
     }

@@ -222,7 +222,9 @@ mod tests {
 
     #[test]
     fn one_installation_has_one_name() {
-        for fine in ["https://app.example.com", "https://app.example.com:8443", "http://127.0.0.1:8080", "http://localhost", "https://[::1]:1"] {
+        for fine in
+            ["https://app.example.com", "https://app.example.com:8443", "http://127.0.0.1:8080", "http://localhost", "https://[::1]:1"]
+        {
             let origin: Origin = fine.parse().expect(fine);
             assert_eq!((origin.as_str(), origin.is_loopback()), (fine, !fine.contains("example")));
         }

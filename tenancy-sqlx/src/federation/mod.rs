@@ -91,6 +91,11 @@ impl Federation {
         &self.origin
     }
 
+    /// Whether it asks an installation at `origin`: one on this machine only where that was allowed.
+    pub fn permits(&self, origin: &Origin) -> bool {
+        self.client.loopback || !origin.is_loopback()
+    }
+
     /// What it tells everybody at [`ANNOUNCEMENT`].
     ///
     /// # Errors
@@ -119,7 +124,9 @@ impl Federation {
         headers.push(("user-agent", concat!("tenancy-federation/", env!("CARGO_PKG_VERSION")).to_owned()));
         headers.push(("accept", "application/json".to_owned()));
         let message = Message { method, headers, body: Vec::new(), most: MAX_ANSWER };
-        let away = |why: String| Error::new(ErrorKind::Unavailable, "the other installation can't be reached now: try again later").with_source(why);
+        let away = |why: String| {
+            Error::new(ErrorKind::Unavailable, "the other installation can't be reached now: try again later").with_source(why)
+        };
         match self.client.send(&format!("{peer}{path}"), message).await {
             Ok((status, Some(body))) => Ok((status, body)),
             Ok((status, None)) => Err(away(format!("its answer, of status {status}, is too long"))),

@@ -85,8 +85,7 @@ impl SystemTx {
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn federation_peers(&mut self, before: Uuid, limit: i64) -> Result<Vec<Peer>> {
-        let sql =
-            format!("select {COLUMNS} from tenancy.federation_peers where removed_at is null and id < $1 order by id desc limit $2");
+        let sql = format!("select {COLUMNS} from tenancy.federation_peers where removed_at is null and id < $1 order by id desc limit $2");
         sqlx::query_as(AssertSqlSafe(sql)).bind(before).bind(limit).fetch_all(self).await.map_err(from_sqlx)
     }
 

@@ -29,11 +29,7 @@ pub(super) async fn announce(State(app): State<Arc<App>>, Query(NoQuery {}): Que
     Ok(axum::Json(app.federation()?.announcement(app.now())?))
 }
 
-pub(super) async fn peers(
-    State(app): State<Arc<App>>,
-    by: By,
-    Query(query): Query<PageQuery>,
-) -> Result<axum::Json<Page<Peer>>, Problem> {
+pub(super) async fn peers(State(app): State<Arc<App>>, by: By, Query(query): Query<PageQuery>) -> Result<axum::Json<Page<Peer>>, Problem> {
     let (limit, before) = (query.limit()?, query.before(List::Peers)?);
     let peers = begin(&app, &by, "list other installations").await?.federation_peers(before, one_more(limit)).await?;
     Ok(axum::Json(Page::from_one_more(peers, limit, List::Peers, |peer| peer.id)))
@@ -53,7 +49,9 @@ pub(super) async fn add(
     Query(NoQuery {}): Query<NoQuery>,
     Json(body): Json<Added>,
 ) -> Result<(StatusCode, axum::Json<Peer>), Problem> {
-    app.federation()?;
+    if !app.federation()?.permits(&body.origin) {
+        return Err(Error::invalid("origin", "must not be on this machine").into());
+    }
     let mut tx = begin(&app, &by, "add another installation").await?;
     let peer = tx.add_federation_peer(&body.origin, &body.key).await?;
     tx.commit().await?;
