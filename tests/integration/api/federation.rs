@@ -138,6 +138,12 @@ async fn offer_accept_read_and_be_refused_when_it_ends() {
     assert_eq!((&incoming["items"][0]["id"], &incoming["items"][0]["owner_name"]), (&json!(grant), &json!(acme.name)));
     let outgoing = acme.get("/api/v1/federated-shares?direction=outgoing").await.expect(200).json();
     assert_eq!((&outgoing["items"][0]["id"], &outgoing["items"][0]["state"]), (&json!(share), &json!("active")));
+    // An operator's visit, which changes nothing, sees what its tenant sees.
+    let visit = json!({ "reason": "the test wants it" });
+    let visit =
+        apart.target.operator().post(&format!("/api/v1/tenants/{}/impersonate", globex.tenant), &visit).await.expect(201).text("token");
+    let visitor = apart.target.operator().with_token(&visit);
+    assert_eq!(visitor.get(&format!("{path}/document")).await.expect(200).text("title"), "the new plan");
     // Another tenant of the same installation has nothing of it.
     let initech = apart.target.tenant("initech-labs").await;
     for (theirs, nobodys) in [("", ""), ("/document", "/document")] {
@@ -160,6 +166,7 @@ async fn offer_accept_read_and_be_refused_when_it_ends() {
             "accepted done peer",
             "open done peer",
             "open done peer",
+            "open done peer",
             "ended done member",
             "open denied peer",
             "end denied peer"
@@ -171,6 +178,7 @@ async fn offer_accept_read_and_be_refused_when_it_ends() {
             "accepted done member",
             "open done member",
             "open done member",
+            "open done operator",
             "open done member",
             "ended done member",
             "open denied member"

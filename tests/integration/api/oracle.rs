@@ -721,7 +721,10 @@ async fn other_tenants_are_tenants_that_never_were() {
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
             operation.parameters.iter().all(|parameter| {
-                matches!(parameter.as_str(), "tenant" | "message" | "operation" | "file" | "operator" | "impersonation" | "plan" | "flag" | "peer")
+                matches!(
+                    parameter.as_str(),
+                    "tenant" | "message" | "operation" | "file" | "operator" | "impersonation" | "plan" | "flag" | "peer"
+                )
             }),
             "{}: teach me what it names",
             operation.called()
