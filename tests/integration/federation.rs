@@ -5,7 +5,9 @@ use harness::{Route, on_each_route};
 use sqlx::AssertSqlSafe;
 use tenancy_core::federation::{Capability, Document as _, InstallationKey, Nonce, Origin, Proof, Unverified};
 use tenancy_core::{Actor, Clock as _, ErrorKind, Result, SystemClock, TenantCatalog as _, TenantChange, TenantStatus};
+use tenancy_sqlx::erase::{CertificateKey, Erase};
 use tenancy_sqlx::federation::{FederatedOpening, FederatedShare, Federation, PeerRequest, path};
+use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::sharing::LinkTx;
 use tenancy_sqlx::{TenantTx, from_sqlx};
 use uuid::Uuid;
@@ -193,4 +195,32 @@ async fn the_applications_role_forges_no_federated_share_and_reads_no_secret() {
     assert_eq!(tx.end_federated(&apart.two.target, share.id).await.expect_err("not its own").kind(), ErrorKind::NotFound);
     drop(tx);
     apart.open(share.id, capability.nonce).await.expect("the control");
+}
+
+/// Nothing is left of what was shared, also while a ticket is at hand; and another tenant's shares with the same peer stay.
+#[tokio::test]
+async fn the_erasure_of_the_owner_ends_what_is_shared() {
+    let apart = Apart::on(Route::Direct).await.expect("direct");
+    let (share, capability) = apart.accepted().await;
+    let db = &apart.two.kit.db;
+    let mut open = db.read_link(&apart.open(share.id, capability.nonce).await.expect("opened").ticket).await.expect("a ticket");
+    assert_eq!(shown(&mut open, "tenancy_views.notes_link").await, ["shared"], "the control");
+    drop(open);
+    let tenant = apart.two.owner.tenant_id();
+    let mut eye = apart.two.kit.superuser().await;
+    let other = "insert into tenancy.federated_shares (tenant_id, id, peer_id, target, resource_type, resource_id, nonce_sha256, offered_by, expires_at)
+                 select $1, gen_random_uuid(), peer_id, target, resource_type, resource_id, nonce_sha256, offered_by, expires_at from tenancy.federated_shares";
+    sqlx::query(other).bind(apart.two.target.tenant_id().as_uuid()).execute(&mut eye).await.expect("another tenant's");
+    db.catalog().update(tenant, TenantChange::status(TenantStatus::Archived), None, &Actor::System).await.expect("archived");
+    let mut tx = db.dangerous().begin_system("a test erases").await.expect("system");
+    let queued = tx.request_erasure(tenant, "the test wants it", None).await.expect("queued");
+    tx.commit().await.expect("commit");
+    Operations::new(db).with(Erase::KIND, Erase::new(db, CertificateKey::new([7; 32]))).run_next().await.expect("it runs");
+    let done = db.dangerous().begin_system("a test looks").await.expect("system").operation(queued.id).await.expect("it is there");
+    assert_eq!(done.state, "done", "{:?}", done.error);
+    for (table, left) in [("federated_shares", 1), ("federated_tickets", 0), ("federated_grants", 0)] {
+        let count = sqlx::query_scalar::<_, i64>(AssertSqlSafe(format!("select count(*) from tenancy.{table}")));
+        assert_eq!(count.fetch_one(&mut eye).await.expect("a count"), left, "{table}");
+    }
+    assert!(apart.open(share.id, capability.nonce).await.is_err());
 }

@@ -90,7 +90,7 @@ pub struct Config {
     /// Whether webhooks may go to this machine, also by http: for development
     #[arg(long, env = "TENANCY_WEBHOOKS_LOOPBACK", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
     pub webhooks_loopback: bool,
-    /// Where other installations reach this one, such as https://app.example.com. Absent: TENANCY_PUBLIC_URL, if it can be that
+    /// Where other installations reach this one: https://, a host, and the port if it is another one. Absent: TENANCY_PUBLIC_URL, if it can be that
     #[arg(long, env = "TENANCY_FEDERATION_ORIGIN", value_name = "ORIGIN", global = true)]
     pub federation_origin: Option<String>,
     /// The secret that signs what other installations are told, at least 32 bytes: the same one on every node. Absent: one in the data folder

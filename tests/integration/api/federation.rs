@@ -369,6 +369,34 @@ async fn the_next_key_is_pinned_by_the_one_before_and_takes_its_place() {
     after.get(&path).await.problem("not-found");
 }
 
+/// The other way round: what the owner's installation signs with its next key.
+#[tokio::test]
+async fn a_document_by_the_next_key_retires_the_one_before_and_a_peer_that_is_removed_ends_all() {
+    let apart = Apart::new().await;
+    let next = key("the next key of the owner's installation, of more than 32 bytes");
+    let (_, first) = apart.offer().await;
+    let (_, second) = apart.acme.offer_elsewhere(&apart.beside, &apart.target.origin(), &apart.globex.slug).await;
+    let signed = capability(&first).sign(&next).expect("signed");
+    let (operator, globex) = (apart.target.operator(), &apart.globex);
+    let accept = async |document: &str| globex.post("/api/v1/federated-shares/accept", &json!({ "document": document })).await;
+    accept(&signed).await.invalid("document");
+    let peer = operator.get("/api/v1/federation/peers").await.expect(200).json()["items"][0]["id"].as_str().expect("an id").to_owned();
+    operator.post(&format!("/api/v1/federation/peers/{peer}/rotate"), &json!({ "key": next.public() })).await.expect(200);
+    let grant = accept(&signed).await.expect(200).text("id");
+    accept(&second).await.invalid("document");
+    accept(&first).await.invalid("document");
+    let path = format!("/api/v1/federated-shares/{grant}");
+    globex.get(&format!("{path}/document")).await.expect(200);
+
+    operator.delete(&format!("/api/v1/federation/peers/{peer}")).await.expect(204);
+    operator.delete(&format!("/api/v1/federation/peers/{peer}")).await.expect(204);
+    globex.get(&format!("{path}/document")).await.problem("not-found");
+    assert_eq!(globex.get(&path).await.expect(200).text("state"), "gone");
+    accept(&signed).await.invalid("document");
+    assert_eq!(operator.get("/api/v1/federation/peers").await.expect(200).json()["items"], json!([]));
+    assert_eq!(told(globex, &grant).await.last().map(String::as_str), Some("federation.open denied member"));
+}
+
 #[tokio::test]
 async fn either_side_ends_it_and_an_installation_that_is_away_is_waited_for() {
     let mut apart = Apart::new().await;
