@@ -28,7 +28,7 @@ use tracing::Instrument as _;
 
 use crate::anchors::Sealing;
 use crate::attachment_store;
-use crate::config::{Config, Secret, text};
+use crate::config::{Config, Secret, given, text};
 use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
 use crate::dns::Dns;
@@ -86,7 +86,7 @@ pub(crate) struct App {
     pub(crate) base_domain: Option<String>,
     pub(crate) dns: Arc<dyn TxtResolver>,
     pub(crate) webhooks_loopback: bool,
-    /// None where this installation has no name.
+    /// None where this installation has no name, or no key.
     federation: Option<Federation>,
     draining: AtomicBool,
 }
@@ -109,8 +109,8 @@ impl App {
 
     /// This installation, as others know it.
     pub(crate) fn federation(&self) -> Result<&Federation> {
-        let off = || Error::new(ErrorKind::Conflict, "this installation has no name that others could know: set TENANCY_FEDERATION_ORIGIN");
-        self.federation.as_ref().ok_or_else(off)
+        let off = "this installation has no name or no key: set TENANCY_FEDERATION_ORIGIN and TENANCY_FEDERATION_KEY";
+        self.federation.as_ref().ok_or_else(|| Error::new(ErrorKind::Conflict, off))
     }
 
     /// Whether requests should go to another node.
@@ -135,7 +135,14 @@ fn federation(db: &TenantDb, config: &Config, public_url: &str) -> Result<Option
             Err(_) => return Ok(None),
         },
     };
-    let (key, next) = credentials::federation_keys(config)?;
+    let (key, next) = match credentials::federation_keys(config) {
+        // Nobody has asked for it, so it is no reason not to start.
+        Err(error) if text(&config.federation_origin).is_none() && given(&config.federation_key).is_none() => {
+            tracing::warn!(?error, "this installation has no key for others");
+            return Ok(None);
+        }
+        keys => keys?,
+    };
     let federation = Federation::new(db, origin, key, config.federation_loopback)?;
     Ok(Some(match next {
         Some(next) => federation.with_next_key(next),
