@@ -11,6 +11,7 @@ mod checker;
 mod config;
 mod erase;
 mod export;
+mod federation;
 mod guard;
 mod impersonation;
 mod isolation;
