@@ -22,6 +22,8 @@ pub mod tenant;
 
 #[cfg(feature = "cache")]
 pub mod cache;
+#[cfg(feature = "federation")]
+pub mod federation;
 #[cfg(feature = "object-store")]
 pub mod objects;
 #[cfg(feature = "webhook")]

@@ -39,6 +39,8 @@ pub mod backup;
 pub mod embedded;
 #[cfg(feature = "export")]
 pub mod export;
+#[cfg(feature = "federation")]
+pub mod federation;
 #[cfg(feature = "mail")]
 pub mod mail;
 #[cfg(all(unix, feature = "testing"))]

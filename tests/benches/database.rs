@@ -20,6 +20,8 @@ use tenancy_sqlx::isolation;
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_sqlx::{Options, Roles, Schema, SealKey, TenantDb};
 
+#[path = "database/archive.rs"]
+mod archive;
 #[path = "database/sharing.rs"]
 mod sharing;
 
@@ -31,6 +33,9 @@ const ROWS_PER_TENANT: usize = 400;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::args().any(|arg| arg == "--test") {
         return Ok(()); // `cargo test --benches` only builds
+    }
+    if std::env::args().any(|arg| arg == "archive") {
+        return archive::archive().await;
     }
     if std::env::args().any(|arg| arg == "sharing") {
         return sharing::sharing().await;

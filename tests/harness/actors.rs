@@ -89,6 +89,11 @@ impl Operator {
         self.put("/api/v1/sharing-platform", "").json(&json!({ "enabled": true, "links": true })).await.expect(200);
     }
 
+    /// Adds the installation at `origin` as a peer, with this key; its id.
+    pub async fn add_peer(&self, origin: &str, key: &str) -> String {
+        self.post("/api/v1/federation/peers", &json!({ "origin": origin, "key": key })).await.expect(201).text("id")
+    }
+
     /// Creates a tenant, or stops the test.
     pub async fn create(&self, slug: &str) -> Value {
         let made = self.post("/api/v1/tenants", &json!({ "slug": slug, "name": format!("The {slug} company") })).await;
@@ -230,6 +235,18 @@ impl Member {
         let share = self.offer(document, to, perms).await;
         to.ask("POST", &format!("/api/v1/shares/{share}/accept")).await.expect(200);
         share
+    }
+
+    /// Offers a document to a tenant elsewhere; the share's id and its document.
+    pub async fn offer_elsewhere(&self, document: &str, peer: &str, target: &str) -> (String, String) {
+        let body = json!({ "resource": format!("document:{document}"), "peer": peer, "target": target });
+        let made = self.post("/api/v1/federated-shares", &body).await.expect(201);
+        (made.text("id"), made.text("document"))
+    }
+
+    /// Accepts an offer from elsewhere; its id here.
+    pub async fn accept_from_elsewhere(&self, document: &str) -> String {
+        self.post("/api/v1/federated-shares/accept", &json!({ "document": document })).await.expect(200).text("id")
     }
 
     /// Makes a link to a document; its id and its path.

@@ -50,6 +50,8 @@ impl TestApp {
         config.drain_delay = Duration::ZERO;
         config.dns = Some("127.0.0.1:1".to_owned()); // nobody's: a test that asks brings its own
         config.certificate_key = Some("the key of the tests' certificates, of more than 32 bytes".into());
+        config.federation_key = Some(format!("the key of the test's installation {}", folder.0.display()).into());
+        config.federation_loopback = true;
         change(&mut config);
         let node = Node::start(config.clone()).await;
         Self { node, config, database, confirmed: Confirmed::default(), folder, audited: true }
@@ -82,6 +84,18 @@ impl TestApp {
     /// Somebody without credentials.
     pub fn stranger(&self) -> Stranger {
         Stranger { address: self.node.address }
+    }
+
+    /// What other installations call this one.
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.node.address)
+    }
+
+    /// A second server on the same database and folder, with settings that the test changes.
+    pub async fn another_node_with(&self, change: impl FnOnce(&mut Config)) -> Node {
+        let mut config = self.config.clone();
+        change(&mut config);
+        Node::start(config).await
     }
 
     /// A second server on the same database and folder.

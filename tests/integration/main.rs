@@ -5,12 +5,14 @@
 mod api;
 mod audit;
 mod backup;
+mod backup_keys;
 mod cancel;
 mod catalog;
 mod checker;
 mod config;
 mod erase;
 mod export;
+mod federation;
 mod guard;
 mod impersonation;
 mod isolation;

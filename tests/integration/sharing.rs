@@ -16,15 +16,15 @@ fn member(cx: &TenantContext, name: &str, role: Role) -> TenantContext {
 }
 
 /// Two tenants whose policies let them share notes, with their comments; a third is left as it was.
-struct Two {
-    kit: Kit,
-    owner: TenantContext,
-    target: TenantContext,
+pub(crate) struct Two {
+    pub(crate) kit: Kit,
+    pub(crate) owner: TenantContext,
+    pub(crate) target: TenantContext,
     /// Notes of the owner: the first is what the tests share.
-    notes: Vec<Uuid>,
+    pub(crate) notes: Vec<Uuid>,
 }
 
-async fn policy(kit: &Kit, by: &TenantContext, change: impl Fn(&mut SharingPolicy)) {
+pub(crate) async fn policy(kit: &Kit, by: &TenantContext, change: impl Fn(&mut SharingPolicy)) {
     let mut tx = kit.db.begin(by).await.expect("begin");
     let mut policy = tx.sharing_policy().await.expect("a policy");
     change(&mut policy);
@@ -52,7 +52,7 @@ async fn shareable(kit: &Kit) {
 }
 
 impl Two {
-    async fn on(route: Route) -> Option<Self> {
+    pub(crate) async fn on(route: Route) -> Option<Self> {
         let kit = Kit::on(route).await?;
         shareable(&kit).await;
         platform(&kit, true, true).await;
@@ -125,7 +125,7 @@ async fn bodies(tx: &mut TenantTx, view: &str) -> Vec<String> {
 }
 
 /// The kind of error that a statement of the transaction ends with, which goes on.
-async fn refused(tx: &mut TenantTx, sql: &str) -> Option<ErrorKind> {
+pub(crate) async fn refused(tx: &mut TenantTx, sql: &str) -> Option<ErrorKind> {
     let mut part = tx.savepoint().await.expect("a savepoint");
     match sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut *part).await {
         Ok(done) if done.rows_affected() == 0 => Some(ErrorKind::NotFound),

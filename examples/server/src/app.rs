@@ -9,12 +9,14 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use object_store::ObjectStore;
+use tenancy_core::federation::Origin;
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug, TxtResolver};
 use tenancy_sqlx::backup::Backups;
 use tenancy_sqlx::config::Configs;
 use tenancy_sqlx::erase::Erase;
 use tenancy_sqlx::export::{Export, Exports};
+use tenancy_sqlx::federation::Federation;
 use tenancy_sqlx::flags::Flags;
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
@@ -29,7 +31,7 @@ use tracing::Instrument as _;
 
 use crate::anchors::Sealing;
 use crate::attachment_store;
-use crate::config::{Config, Secret, text};
+use crate::config::{Config, Secret, given, text};
 use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
 use crate::dns::Dns;
@@ -112,6 +114,8 @@ pub(crate) struct App {
     pub(crate) base_domain: Option<String>,
     pub(crate) dns: Arc<dyn TxtResolver>,
     pub(crate) webhooks_loopback: bool,
+    /// None where this installation has no name, or no key.
+    federation: Option<Federation>,
     draining: AtomicBool,
 }
 
@@ -131,6 +135,12 @@ impl App {
         link(&self.public_url, tenant, page)
     }
 
+    /// This installation, as others know it.
+    pub(crate) fn federation(&self) -> Result<&Federation> {
+        let off = "this installation has no name or no key: set TENANCY_FEDERATION_ORIGIN and TENANCY_FEDERATION_KEY";
+        self.federation.as_ref().ok_or_else(|| Error::new(ErrorKind::Conflict, off))
+    }
+
     /// Whether requests should go to another node.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
@@ -139,6 +149,33 @@ impl App {
 
 fn link(public_url: &str, tenant: &TenantSlug, page: &str) -> Result<LinkBase> {
     LinkBase::new(format!("{}{page}", public_url.trim_end_matches('/').replace("{tenant}", tenant.as_str())))
+}
+
+/// This installation under the name that is set, or else at its `public_url`, if that can be a name.
+fn federation(db: &TenantDb, config: &Config, public_url: &str) -> Result<Option<Federation>> {
+    let origin: Origin = match text(&config.federation_origin) {
+        Some(origin) => {
+            let wrong = |why| Error::new(ErrorKind::Misconfigured, format!("TENANCY_FEDERATION_ORIGIN {why}"));
+            origin.parse().map_err(|error: Error| wrong(error.message().to_owned()).with_source(error))?
+        }
+        None => match public_url.parse() {
+            Ok(origin) => origin,
+            Err(_) => return Ok(None),
+        },
+    };
+    let (key, next) = match credentials::federation_keys(config) {
+        // Nobody has asked for it, so it is no reason not to start.
+        Err(error) if text(&config.federation_origin).is_none() && given(&config.federation_key).is_none() => {
+            tracing::warn!(?error, "this installation has no key for others");
+            return Ok(None);
+        }
+        keys => keys?,
+    };
+    let federation = Federation::new(db, origin, key, config.federation_loopback)?;
+    Ok(Some(match next {
+        Some(next) => federation.with_next_key(next),
+        None => federation,
+    }))
 }
 
 /// What links to accept an invitation begin with, where the server is at `public_url`.
@@ -222,7 +259,9 @@ impl Running {
         let address = listener.local_addr().map_err(taken)?;
         let (worker, mailbox) =
             if database.has_admin() { mailer::start(&db, config).await.map(|(w, m)| (Some(w), m))? } else { (None, None) };
+        let public_url = text(&config.public_url).map_or_else(|| format!("http://{address}"), |url| url.trim_end_matches('/').to_owned());
         let app = Arc::new(App {
+            federation: federation(&db, config, &public_url)?,
             catalog: db.catalog(),
             meter: Meter::start(&db, MeterOptions::default()).await?,
             configs: settings::configs(&db)?,
@@ -237,7 +276,7 @@ impl Running {
             upload_timeout: config.upload_timeout,
             members_only: config.members_only,
             session_ttl: config.session_ttl,
-            public_url: text(&config.public_url).map_or_else(|| format!("http://{address}"), |url| url.trim_end_matches('/').to_owned()),
+            public_url,
             link_requests: Arc::new(Semaphore::new(LINK_REQUESTS)),
             mailbox: mailbox.filter(|_| address.ip().is_loopback()),
             base_domain: text(&config.base_domain).map(str::to_owned),

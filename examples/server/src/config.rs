@@ -96,6 +96,18 @@ pub struct Config {
     /// Whether webhooks may go to this machine, also by http: for development
     #[arg(long, env = "TENANCY_WEBHOOKS_LOOPBACK", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
     pub webhooks_loopback: bool,
+    /// Where other installations reach this one: https://, a host, and the port if it is another one. Absent: TENANCY_PUBLIC_URL, if it can be that
+    #[arg(long, env = "TENANCY_FEDERATION_ORIGIN", value_name = "ORIGIN", global = true)]
+    pub federation_origin: Option<String>,
+    /// The secret that signs what other installations are told, at least 32 bytes: the same one on every node. Absent: one in the data folder
+    #[arg(long, env = "TENANCY_FEDERATION_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
+    pub federation_key: Option<Secret>,
+    /// The secret that will take its place: other installations can learn its public key before it does
+    #[arg(long, env = "TENANCY_FEDERATION_NEXT_KEY", value_name = "SECRET", hide_env_values = true, global = true)]
+    pub federation_next_key: Option<Secret>,
+    /// Whether other installations may be on this machine, also by http: for development
+    #[arg(long, env = "TENANCY_FEDERATION_LOOPBACK", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
+    pub federation_loopback: bool,
     /// How many tenants are made ahead, so that one that is created with `"provision": true` is active at once
     #[arg(long, env = "TENANCY_WARM_TENANTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), global = true)]
     pub warm_tenants: u32,

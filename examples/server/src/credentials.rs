@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
+use tenancy_core::federation::InstallationKey;
 use tenancy_core::{Error, ErrorKind, Result};
 use tenancy_sqlx::backup::BackupKeys;
 use tenancy_sqlx::erase::CertificateKey;
@@ -61,30 +62,41 @@ pub(crate) fn signing_secret(config: &Config) -> Result<(Secret, Option<String>)
 
 /// What signs certificates of erasure.
 pub(crate) fn certificate_key(config: &Config) -> Result<CertificateKey> {
-    Ok(CertificateKey::new(key(config, &config.certificate_key, "certificate-key", "TENANCY_CERTIFICATE_KEY")?))
+    let secret = kept_secret(config, given(&config.certificate_key), "TENANCY_CERTIFICATE_KEY", "certificate-key")?;
+    Ok(CertificateKey::new(Sha256::digest(secret.expose()).into()))
 }
 
-/// What tenants' backup keys are sealed with.
+/// What tenants' backup keys are sealed with: likewise.
 pub(crate) fn backup_keys(config: &Config) -> Result<BackupKeys> {
-    Ok(BackupKeys::new(key(config, &config.backup_key, "backup-key", "TENANCY_BACKUP_KEY")?))
+    let secret = kept_secret(config, given(&config.backup_key), "TENANCY_BACKUP_KEY", "backup-key")?;
+    Ok(BackupKeys::new(Sha256::digest(secret.expose()).into()))
 }
 
-/// The configured secret, or one in the data folder, which is made if it is not there.
-fn key(config: &Config, configured: &Option<Secret>, file: &str, variable: &str) -> Result<[u8; 32]> {
-    let secret = match given(configured) {
-        Some(secret) if secret.len() < 32 => {
-            return Err(Error::new(ErrorKind::Misconfigured, format!("{variable} is too short: use at least 32 random bytes")));
-        }
-        Some(secret) => secret.into(),
-        None => {
-            let path = config.data_dir.join(file);
-            development_secret(&path).map_err(|source| {
-                let what = format!("the key {} can't be used: mend that, or set {variable}", path.display());
-                Error::new(ErrorKind::Misconfigured, what).with_source(source)
-            })?
-        }
-    };
-    Ok(Sha256::digest(secret.expose()).into())
+/// What signs for other installations, and what will: likewise.
+pub(crate) fn federation_keys(config: &Config) -> Result<(InstallationKey, Option<InstallationKey>)> {
+    let key = |secret: &Secret| InstallationKey::new(Sha256::digest(format!("tenancy federation key\n{}", secret.expose())).into());
+    let secret = kept_secret(config, given(&config.federation_key), "TENANCY_FEDERATION_KEY", "federation-key")?;
+    let next = given(&config.federation_next_key).map(|next| configured(next, "TENANCY_FEDERATION_NEXT_KEY")).transpose()?;
+    Ok((key(&secret), next.as_ref().map(key)))
+}
+
+fn configured(secret: &str, variable: &str) -> Result<Secret> {
+    if secret.len() < 32 {
+        return Err(Error::new(ErrorKind::Misconfigured, format!("{variable} is too short: use at least 32 random bytes")));
+    }
+    Ok(secret.into())
+}
+
+/// The secret that is `given`, or one in the data folder.
+fn kept_secret(config: &Config, given: Option<&str>, variable: &str, file: &str) -> Result<Secret> {
+    if let Some(secret) = given {
+        return configured(secret, variable);
+    }
+    let path = config.data_dir.join(file);
+    development_secret(&path).map_err(|source| {
+        let what = format!("the key {} can't be used: mend that, or set {variable}", path.display());
+        Error::new(ErrorKind::Misconfigured, what).with_source(source)
+    })
 }
 
 /// Reads the secret at `path`, or puts a new one there. Of several processes that start at once, one makes it.

@@ -23,6 +23,9 @@ pub(crate) enum List {
     Shares = b's' as isize,
     Links = b'l' as isize,
     AllDocuments = b'u' as isize,
+    Peers = b'P' as isize,
+    Outgoing = b'F' as isize,
+    Incoming = b'f' as isize,
 }
 
 /// One page.

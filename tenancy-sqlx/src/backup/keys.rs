@@ -4,10 +4,11 @@ use std::fmt;
 
 use aes_gcm_siv::Aes256GcmSiv;
 use aes_gcm_siv::aead::{Aead as _, KeyInit as _, Payload};
-use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantId, TenantStatus};
+use tenancy_core::{Actor, AuditEvent, Error, ErrorKind, Result, TenantId, TenantStatus};
 use uuid::Uuid;
 
 use super::archive::ArchiveKey;
+use crate::dangerous::begin_admin;
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
 use crate::tx::SystemTx;
@@ -110,10 +111,10 @@ impl BackupKeys {
     /// # Security
     /// I40.
     pub async fn tenant_key(&self, db: &TenantDb, tenant: TenantId, id: Uuid) -> Result<ArchiveKey> {
-        let mut tx = db.dangerous().about(tenant).begin_system("a backup key is used").await?;
+        let mut tx = begin_admin(db.inner(), Actor::System).await?;
         let found = "select id, master_id, wrapped from tenancy.backup_keys where tenant_id = $1 and id = $2";
         let found = sqlx::query_as(found).bind(tenant.as_uuid()).bind(id).fetch_optional(&mut tx).await.map_err(from_sqlx)?;
-        tx.commit().await?;
+        tx.rollback().await?;
         self.open(tenant, found.ok_or_else(Error::not_found)?)
     }
 

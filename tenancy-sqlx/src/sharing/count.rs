@@ -4,17 +4,23 @@ use tenancy_core::share::Share;
 use tenancy_core::{Error, ErrorKind};
 
 /// A share that was offered, or went on to another state.
-pub(super) fn moved(share: &Share) {
+pub(crate) fn moved(share: &Share) {
     add("share", share.state.as_str(), "done");
 }
 
 /// Something that was done about a link.
-pub(super) fn link(state: &'static str) {
+pub(crate) fn link(state: &'static str) {
     add("link", state, "done");
 }
 
+/// Something that was done about a share with another installation.
+#[cfg(feature = "federation")]
+pub(crate) fn federated(state: &'static str) {
+    add("federated", state, "done");
+}
+
 /// A share or link that somebody has opened, or was refused.
-pub(super) fn opened<T>(kind: &'static str, opened: &Result<T, Error>) {
+pub(crate) fn opened<T>(kind: &'static str, opened: &Result<T, Error>) {
     match opened {
         Ok(_) => add(kind, "opened", "done"),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthenticated) => add(kind, "opened", "denied"),

@@ -203,7 +203,7 @@ impl TenantDb {
         self.link_tx(&format!("BEGIN READ ONLY; SET LOCAL tenancy.ticket = {}", literal(ticket)), true).await
     }
 
-    async fn link_tx(&self, begin: &str, read_only: bool) -> Result<LinkTx> {
+    pub(crate) async fn link_tx(&self, begin: &str, read_only: bool) -> Result<LinkTx> {
         let inner = self.inner();
         let lease = Lease::begin(&inner.pool, begin, inner.scrub).await.map_err(from_sqlx)?;
         Ok(Tx::new(lease, ForLink(()), read_only, inner.named_statements))

@@ -29,7 +29,7 @@ use tenancy_core::{AuditEvent, Error, ErrorKind, Principal, Result, Role, Tenant
 use crate::error::from_sqlx;
 use crate::tx::{SystemTx, TenantTx};
 
-mod count;
+pub(crate) mod count;
 mod links;
 mod shares;
 
@@ -67,7 +67,7 @@ pub(crate) fn audience(cx: &TenantContext) -> String {
 }
 
 /// `text` as a literal that no setting of the session reads otherwise.
-fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let mut quoted = String::from("E'");
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() {
@@ -80,8 +80,8 @@ fn literal(text: &str) -> String {
     quoted
 }
 
-/// What the functions of `0009_sharing.sql` refuse, in words.
-fn refused(error: sqlx::Error) -> Error {
+/// What the functions of `0009_sharing.sql` and `0015_federation.sql` refuse, in words.
+pub(crate) fn refused(error: sqlx::Error) -> Error {
     let sqlx::Error::Database(db) = &error else { return from_sqlx(error) };
     let detail = db.try_downcast_ref::<PgDatabaseError>().and_then(PgDatabaseError::detail).unwrap_or_default().to_owned();
     let answer = match db.code().as_deref() {
@@ -97,6 +97,7 @@ fn refused(error: sqlx::Error) -> Error {
         Some("TN013") => Error::new(ErrorKind::Conflict, format!("this can't be done: the share is {detail}")),
         Some("TN014") => Error::invalid("types", format!("there is no type {detail}")),
         Some("TN015") => Error::new(ErrorKind::VersionMismatch, "it has changed since it was read: read it again"),
+        Some("TN016") => Error::invalid("peer", "there is no such installation: an operator can add it"),
         Some("P0002") => Error::not_found(),
         Some("23505") => Error::new(ErrorKind::Conflict, "this is shared with that tenant already"),
         _ => return from_sqlx(error),
@@ -105,7 +106,7 @@ fn refused(error: sqlx::Error) -> Error {
 }
 
 /// Sharing is for admins.
-fn admin(tx: &TenantTx, by: &TenantContext) -> Result<()> {
+pub(crate) fn admin(tx: &TenantTx, by: &TenantContext) -> Result<()> {
     tx.same_tenant(by)?;
     by.require(Role::Admin)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::header::HOST;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tenancy_core::{Error, ErrorKind, Result};
@@ -25,12 +25,12 @@ use super::address::{check_url, is_permitted};
 /// How long it may take to find and reach the receiver, and how long all of it.
 const CONNECT: Duration = Duration::from_secs(5);
 const ALL: Duration = Duration::from_secs(15);
-/// How much of an answer is read.
+/// How much of an answer is read, if it makes no difference what it says.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// Why a request has no answer.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// It may have one later.
     Away(&'static str),
     /// It must not be made.
@@ -45,14 +45,22 @@ pub(super) struct Signed {
     pub(super) body: Vec<u8>,
 }
 
-pub(super) struct Client {
+/// A request, and how much of its answer is wanted.
+pub(crate) struct Message {
+    pub(crate) method: Method,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) most: usize,
+}
+
+pub(crate) struct Client {
     tls: TlsConnector,
-    pub(super) loopback: bool,
+    pub(crate) loopback: bool,
 }
 
 impl Client {
     /// Trusts the certificates of the system, and `root`.
-    pub(super) fn new(root: Option<&[u8]>, loopback: bool) -> Result<Self> {
+    pub(crate) fn new(root: Option<&[u8]>, loopback: bool) -> Result<Self> {
         let wrong = |what: &'static str| Error::new(ErrorKind::Misconfigured, what);
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -71,19 +79,33 @@ impl Client {
 
     /// The status of the answer.
     pub(super) async fn post(&self, url: &str, signed: Signed) -> Result<u16, Failure> {
+        let headers = vec![
+            ("content-type", "application/json".to_owned()),
+            ("user-agent", concat!("tenancy-webhooks/", env!("CARGO_PKG_VERSION")).to_owned()),
+            ("webhook-id", signed.id),
+            ("webhook-timestamp", signed.timestamp.to_string()),
+            ("webhook-signature", signed.signatures),
+        ];
+        // What it says, and whether it is too much, makes no difference.
+        self.send(url, Message { method: Method::POST, headers, body: signed.body, most: MAX_ANSWER }).await.map(|(status, _)| status)
+    }
+
+    /// The status of the answer, and its body, unless that is longer than what is wanted.
+    pub(crate) async fn send(&self, url: &str, message: Message) -> Result<(u16, Option<Bytes>), Failure> {
         // What was allowed when it was registered may not be by now.
         let url = check_url(url, self.loopback).map_err(|_| Failure::Forbidden("the URL is not allowed"))?;
         let work = async {
             let stream =
                 tokio::time::timeout(CONNECT, self.connect(&url)).await.map_err(|_| Failure::Away("it could not be reached in time"))??;
-            let request = request(&url, signed)?;
+            let most = message.most;
+            let request = request(&url, message)?;
             if url.scheme() == "http" {
-                return exchange(stream, request).await;
+                return exchange(stream, request, most).await;
             }
             let name = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let name = ServerName::try_from(name).map_err(|_| Failure::Forbidden("the URL names no host"))?;
             let secured = self.tls.connect(name, stream).await.map_err(|_| Failure::Away("no secure connection could be made"))?;
-            exchange(secured, request).await
+            exchange(secured, request, most).await
         };
         tokio::time::timeout(ALL, work).await.map_err(|_| Failure::Away("it did not answer in time"))?
     }
@@ -110,24 +132,16 @@ impl Client {
     }
 }
 
-fn request(url: &Url, signed: Signed) -> Result<Request<Full<Bytes>>, Failure> {
+fn request(url: &Url, message: Message) -> Result<Request<Full<Bytes>>, Failure> {
     let host = url.host_str().unwrap_or_default();
     let authority = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     let target = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
-    Request::builder()
-        .method(Method::POST)
-        .uri(target)
-        .header(HOST, authority)
-        .header(CONTENT_TYPE, "application/json")
-        .header(USER_AGENT, concat!("tenancy-webhooks/", env!("CARGO_PKG_VERSION")))
-        .header("webhook-id", signed.id)
-        .header("webhook-timestamp", signed.timestamp)
-        .header("webhook-signature", signed.signatures)
-        .body(Full::new(signed.body.into()))
-        .map_err(|_| Failure::Forbidden("the URL can't be asked for"))
+    let request = Request::builder().method(message.method).uri(target).header(HOST, authority);
+    let request = message.headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+    request.body(Full::new(message.body.into())).map_err(|_| Failure::Forbidden("the URL can't be asked for"))
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<u16, Failure>
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>, most: usize) -> Result<(u16, Option<Bytes>), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -139,9 +153,9 @@ where
     });
     let response = sender.send_request(request).await.map_err(away)?;
     let status = response.status().as_u16();
-    // Read so that the receiver is not cut off in the middle; what it says, and whether it is too much, makes no difference.
-    let _ = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    Ok(status)
+    // Read in any case, so that the receiver is not cut off in the middle.
+    let body = Limited::new(response.into_body(), most).collect().await;
+    Ok((status, body.ok().map(http_body_util::Collected::to_bytes)))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::error::from_sqlx;
 use crate::tx::TenantTx;
 
 mod address;
-mod client;
+pub(crate) mod client;
 mod sink;
 
 pub use address::check_url;

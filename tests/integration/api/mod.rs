@@ -6,6 +6,7 @@ mod bad_input;
 mod config;
 mod documents;
 mod domains;
+mod federation;
 mod impersonation;
 mod isolation;
 mod lifecycle;

@@ -6,7 +6,7 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use harness::actors::{Actor, Ask, OPERATOR_TOKEN, exchange, png};
+use harness::actors::{Actor, Ask, Member, OPERATOR_TOKEN, exchange, png};
 use harness::app::{Folder, TestApp};
 use harness::program::{command, run};
 use serde_json::{Value, json};
@@ -102,6 +102,26 @@ async fn export(app: &TestApp, tenant: &str, target: &str) -> String {
     target.replace("{operation}", &id).replace("{file}", "manifest.json")
 }
 
+/// The target with the installation as its own peer, and with what a tenant of it shares with the owner.
+async fn federated(app: &TestApp, owner: &Member, target: &str, n: usize) -> String {
+    let peers = app.operator().get("/api/v1/federation/peers").await.expect(200).json();
+    let peer = match peers["items"][0]["id"].as_str() {
+        Some(peer) => peer.to_owned(),
+        None => {
+            let key = app.stranger().get("/.well-known/tenancy-federation").await.expect(200).text("key");
+            app.operator().add_peer(&app.origin(), &key).await
+        }
+    };
+    let there = app.tenant(&format!("elsewhere-{n}")).await;
+    app.operator().allow_sharing().await;
+    for tenant in [owner, &there] {
+        tenant.allow_sharing().await;
+    }
+    let shared = there.document(&there.project("p").await, "d").await;
+    let (_, offer) = there.offer_elsewhere(&shared, &app.origin(), &owner.slug).await;
+    target.replace("{peer}", &peer).replace("{federated_share}", &owner.accept_from_elsewhere(&offer).await)
+}
+
 /// A request for an operation of the document, with names of things that are there and are nobody else's.
 async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usize) -> Ask {
     let owner = app.tenant(&format!("tenant-{n}")).await;
@@ -140,6 +160,11 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
         let (link, url) = owner.link(&document).await;
         let names = [("{share}", lender.share(&lent, &owner, "write").await), ("{link}", link), ("/s/{token}", url)];
         names.iter().fold(target, |target, (name, value)| target.replace(name, value))
+    } else {
+        target
+    };
+    let target = if ["{peer}", "{federated_share}"].iter().any(|name| target.contains(name)) {
+        federated(app, &owner, &target, n).await
     } else {
         target
     };

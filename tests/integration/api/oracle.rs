@@ -50,6 +50,8 @@ struct Things {
     share: String,
     /// Not accepted yet.
     offer: String,
+    /// The lender's document again, as from elsewhere.
+    federated_share: String,
 }
 
 impl Things {
@@ -67,6 +69,7 @@ impl Things {
             "domain" => &self.domain,
             "webhook" => &self.webhook,
             "link" => &self.link,
+            "federated_share" => &self.federated_share,
             "share" if path.ends_with("/accept") || path.ends_with("/decline") => &self.offer,
             "share" => &self.share,
             other => panic!("the document has a parameter {{{other}}}: teach me how to make one, of a tenant's own, and gone"),
@@ -89,8 +92,26 @@ impl Things {
         let (lent, offered) = (lender.document(&theirs, "canary").await, lender.document(&theirs, "canary").await);
         lender.attach(&lent, name, b"canary").await.expect(201);
         let (share, offer) = (lender.share(&lent, of, "write").await, lender.offer(&offered, of, "read").await);
-        let name = name.to_owned();
-        Self { project, document, name, member, invite, session, api_token, impersonation, domain, webhook, link, lent, share, offer }
+        // The installation is its own peer.
+        let (_, document_from_elsewhere) = lender.offer_elsewhere(&lent, &app.origin(), &of.slug).await;
+        let federated_share = of.accept_from_elsewhere(&document_from_elsewhere).await;
+        Self {
+            project,
+            document,
+            name: name.to_owned(),
+            member,
+            invite,
+            session,
+            api_token,
+            impersonation,
+            domain,
+            webhook,
+            link,
+            lent,
+            share,
+            offer,
+            federated_share,
+        }
     }
 
     /// Made and deleted. The attachment was one of the document in `beside` as well.
@@ -105,6 +126,8 @@ impl Things {
         // As the erasure of the lender would: what has merely ended is shown for good.
         let shares = sqlx::query("delete from tenancy.cross_tenant_shares where id::text in ($1, $2)").bind(&gone.share).bind(&gone.offer);
         assert_eq!(shares.execute(&mut app.db_eye().await).await.expect("gone").rows_affected(), 2);
+        let grants = sqlx::query("delete from tenancy.federated_grants where id::text = $1").bind(&gone.federated_share);
+        assert_eq!(grants.execute(&mut app.db_eye().await).await.expect("gone").rows_affected(), 1);
         of.delete(&format!("/api/v1/documents/{}", gone.document)).await.expect(204);
         of.delete(&format!("/api/v1/projects/{}", gone.project)).await.expect(204);
         of.delete(&format!("/api/v1/invites/{}", gone.invite)).await.expect(204);
@@ -134,6 +157,7 @@ impl Things {
             lent: id(),
             share: id(),
             offer: id(),
+            federated_share: id(),
         }
     }
 }
@@ -144,6 +168,8 @@ type World = BTreeMap<Whose, Things>;
 /// A third tenant, which shares with whoever is named.
 async fn lender(app: &TestApp, with: [&Member; 2]) -> Member {
     app.operator().allow_sharing().await;
+    let own = app.stranger().get("/.well-known/tenancy-federation").await.expect(200).text("key");
+    app.operator().add_peer(&app.origin(), &own).await;
     let lender = app.tenant(LENDER).await;
     for tenant in [&lender, with[0], with[1]] {
         tenant.allow_sharing().await;
@@ -497,6 +523,7 @@ async fn control_a_thing_that_crosses_is_told_on_every_route() {
             "tenancy.impersonations",
             "tenancy.domains",
             "tenancy.webhooks",
+            "tenancy.federated_grants",
         ] {
             let columns = "select string_agg(quote_ident(attname), ', ' order by attnum) from pg_attribute
                             where attrelid = $1::regclass and attnum > 0 and not attisdropped and attname <> 'tenant_id'";
@@ -506,6 +533,13 @@ async fn control_a_thing_that_crosses_is_told_on_every_route() {
                 acme.tenant, globex.tenant
             );
             eye.execute(sqlx::AssertSqlSafe(give)).await.expect("crossed");
+        }
+        // What a request has ended shows again, here and there.
+        for again in [
+            "update tenancy.federated_grants set state = 'active', ended_at = null where id::text = $1",
+            "update tenancy.federated_shares s set state = 'active', ended_at = null from tenancy.federated_grants g where g.id::text = $1 and s.id = g.share_id",
+        ] {
+            sqlx::query(again).bind(&world[&Whose::Foreign].federated_share).execute(&mut eye).await.expect("again");
         }
         // A share and a link belong to no table of tenants' own: the one turns to the other tenant, and its link is one there too.
         let foreign = &world[&Whose::Foreign];
@@ -687,7 +721,10 @@ async fn other_tenants_are_tenants_that_never_were() {
     for operation in served(&app).await.iter().filter(|operation| operation.side == Side::Operator) {
         assert!(
             operation.parameters.iter().all(|parameter| {
-                matches!(parameter.as_str(), "tenant" | "message" | "operation" | "file" | "operator" | "impersonation" | "plan" | "flag")
+                matches!(
+                    parameter.as_str(),
+                    "tenant" | "message" | "operation" | "file" | "operator" | "impersonation" | "plan" | "flag" | "peer"
+                )
             }),
             "{}: teach me what it names",
             operation.called()

@@ -28,6 +28,8 @@ mod config;
 mod documents;
 mod domains;
 mod doors;
+mod federated;
+mod federation;
 mod flags;
 mod impersonations;
 mod invites;
@@ -84,6 +86,11 @@ fn open_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/sign-in", sign_in::request),
         route(Method::POST, "/api/v1/sign-in/accept", sign_in::accept),
         route(Method::POST, "/api/v1/invites/accept", sign_in::accept_invite),
+        route(Method::GET, "/.well-known/tenancy-federation", federation::announce),
+        route(Method::GET, "/federation/v1/shares/{federated_share}/document", federation::document),
+        route(Method::POST, "/federation/v1/shares/{federated_share}/accept", federation::accept),
+        route(Method::POST, "/federation/v1/shares/{federated_share}/decline", federation::decline),
+        route(Method::POST, "/federation/v1/shares/{federated_share}/end", federation::end),
     ]
 }
 
@@ -148,6 +155,10 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/sharing-platform", sharing::platform).open_to(Viewer),
         route(Method::PUT, "/api/v1/sharing-platform", sharing::put_platform),
         route(Method::GET, "/api/v1/tenants/{tenant}/shares", sharing::of_tenant).open_to(Viewer),
+        route(Method::GET, "/api/v1/federation/peers", federation::peers).open_to(Viewer),
+        route(Method::POST, "/api/v1/federation/peers", federation::add),
+        route(Method::DELETE, "/api/v1/federation/peers/{peer}", federation::remove),
+        route(Method::POST, "/api/v1/federation/peers/{peer}/rotate", federation::rotate),
     ]
 }
 
@@ -232,6 +243,13 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/links", links::list),
         route(Method::GET, "/api/v1/links/{link}", links::show),
         route(Method::DELETE, "/api/v1/links/{link}", links::revoke),
+        route(Method::POST, "/api/v1/federated-shares", federated::offer),
+        route(Method::GET, "/api/v1/federated-shares", federated::list),
+        route(Method::POST, "/api/v1/federated-shares/accept", federated::accept),
+        route(Method::POST, "/api/v1/federated-shares/decline", federated::decline),
+        route(Method::GET, "/api/v1/federated-shares/{federated_share}", federated::show),
+        route(Method::DELETE, "/api/v1/federated-shares/{federated_share}", federated::end),
+        route(Method::GET, "/api/v1/federated-shares/{federated_share}/document", federated::document),
     ]
 }
 

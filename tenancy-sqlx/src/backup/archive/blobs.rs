@@ -23,8 +23,8 @@ use crate::upload::Upload;
 
 /// What is hashed in memory before anything is written.
 const SMALL: usize = 8 * 1024 * 1024;
-/// How old what nobody names must be before it is removed: a backup that is under way names it later.
-const YOUNG: TimeDelta = TimeDelta::days(1);
+/// How old a content that nobody names must be before it is removed: a backup that is under way may name it later.
+pub const YOUNG: TimeDelta = TimeDelta::days(1);
 
 const MAGIC: &[u8; 8] = b"TNCYBLOB";
 const FORMAT: u32 = 1;
@@ -73,7 +73,7 @@ impl Blobs {
         Self { store, root, encrypted: true }
     }
 
-    /// What is stored from now on is authenticated and can be read by whoever has it.
+    /// What is stored from now on is authenticated, and can be read by whoever has it.
     #[must_use]
     pub fn without_encryption(mut self) -> Self {
         self.encrypted = false;
@@ -177,7 +177,8 @@ impl Blobs {
         };
         let keys = key.blob(&beginning, tenant.as_uuid());
         let encrypted = flags(&beginning)? & ENCRYPTED != 0;
-        if blob.end(&keys)?.as_bytes()[..] != end[..] {
+        // As hashes, which compare in constant time.
+        if blob.end(&keys)? != blake3::Hash::from_slice(&end).map_err(|_| changed())? {
             return Err(changed());
         }
         let state = (Opener::new(&keys, encrypted, 0, bytes, chunks), key.namer(), blob.clone());
@@ -224,7 +225,7 @@ impl Blobs {
         Ok(BlobRef::new(&namer) == *blob)
     }
 
-    /// Removes the tenant's contents that are not among `keep`, and are a day old at `now`. Returns how many.
+    /// Removes the tenant's contents that are not among `keep`, and are older than [`YOUNG`] at `now`. Returns how many.
     ///
     /// Not while a backup of the tenant is under way: it may go on to name what no backup before it does.
     ///
@@ -285,9 +286,11 @@ impl fmt::Debug for Blobs {
 
 /// Hashes in steps that nobody has to wait for.
 async fn hash(namer: &mut blake3::Hasher, bytes: &[u8]) {
-    for piece in bytes.chunks(1024 * 1024) {
+    for (n, piece) in bytes.chunks(1024 * 1024).enumerate() {
+        if n > 0 {
+            tokio::task::yield_now().await;
+        }
         namer.update(piece);
-        tokio::task::yield_now().await;
     }
 }
 

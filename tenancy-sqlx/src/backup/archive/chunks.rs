@@ -103,8 +103,7 @@ impl Sealer {
             self.chunk.extend_from_slice(now);
             bytes = later;
             self.chunks.seal(false, &mut self.chunk)?;
-            to.write(&self.chunk).await?;
-            self.chunk.clear();
+            to.push(std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK + TAG)).into()).await?;
             tokio::task::yield_now().await;
         }
         self.chunk.extend_from_slice(bytes);
@@ -113,7 +112,7 @@ impl Sealer {
 
     pub(super) async fn end(mut self, to: &mut Upload) -> Result<()> {
         self.chunks.seal(true, &mut self.chunk)?;
-        to.write(&self.chunk).await
+        to.push(self.chunk.into()).await
     }
 }
 

@@ -44,7 +44,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use blobs::{BlobRef, Blobs};
+pub use blobs::{BlobRef, Blobs, YOUNG};
 pub use header::{Expect, FORMAT, Header};
 pub use key::ArchiveKey;
 pub use manifest::{Finished, Kind, Segment};
