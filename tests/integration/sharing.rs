@@ -7,7 +7,7 @@ use tenancy_core::share::{NewLink, NewShare, Perms, ResourceRef, Share, ShareSta
 use tenancy_core::{Actor, ErrorKind, Principal, Result, Role, TenantCatalog, TenantChange, TenantContext, TenantStatus};
 use tenancy_sqlx::erase::{CertificateKey, Erase};
 use tenancy_sqlx::operations::Operations;
-use tenancy_sqlx::sharing::{Direction, own_and_shared};
+use tenancy_sqlx::sharing::{Direction, ReadyLink, own_and_shared};
 use tenancy_sqlx::{Isolation, TenantTx, from_sqlx};
 use uuid::Uuid;
 
@@ -38,6 +38,10 @@ async fn platform(kit: &Kit, enabled: bool, links: bool) {
     (platform.enabled, platform.links) = (enabled, links);
     tx.set_platform_sharing(&platform).await.expect("set");
     tx.commit().await.expect("commit");
+}
+
+async fn ready(new: NewLink) -> ReadyLink {
+    ReadyLink::new(new).await.expect("a good link")
 }
 
 async fn shareable(kit: &Kit) {
@@ -459,7 +463,7 @@ async fn a_link_shows_its_resource_to_whoever_has_it_and_nothing_beside_it(route
     let mut tx = db.begin(&two.owner).await.expect("begin");
     let mut new = NewLink::new(two.note());
     (new.label, new.max_uses) = ("for the printer".to_owned(), Some(2));
-    let (link, token) = tx.create_link(&two.owner, &new).await.expect("made");
+    let (link, token) = tx.create_link(&two.owner, &ready(new).await).await.expect("made");
     tx.commit().await.expect("commit");
     let token = token.expose();
     let open = async |token: &str| db.open_link(token, None, "192.0.2.1", Uuid::now_v7()).await;
@@ -514,7 +518,7 @@ async fn a_passphrase_is_asked_for_and_ten_wrong_ones_lock_the_link() {
     let mut tx = two.kit.db.begin(&two.owner).await.expect("begin");
     let mut new = NewLink::new(two.note());
     new.passphrase = Some("correct horse".to_owned());
-    let (link, token) = tx.create_link(&two.owner, &new).await.expect("made");
+    let (link, token) = tx.create_link(&two.owner, &ready(new).await).await.expect("made");
     tx.commit().await.expect("commit");
     assert!(link.has_passphrase);
     let open = async |phrase: Option<&str>| two.kit.db.open_link(token.expose(), phrase, "192.0.2.1", Uuid::now_v7()).await;
@@ -604,7 +608,7 @@ async fn the_erasure_of_either_side_ends_what_is_shared() {
 async fn tickets_that_are_over_make_way() {
     let two = Two::new().await;
     let mut tx = two.kit.db.begin(&two.owner).await.expect("begin");
-    let (_, token) = tx.create_link(&two.owner, &NewLink::new(two.note())).await.expect("made");
+    let (_, token) = tx.create_link(&two.owner, &ready(NewLink::new(two.note())).await).await.expect("made");
     tx.commit().await.expect("commit");
     let mut eye = two.kit.superuser().await;
     let mut kept = Vec::new();

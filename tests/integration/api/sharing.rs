@@ -10,6 +10,7 @@ use harness::program::command;
 use serde_json::{Value, json};
 
 use super::ABSENT;
+use super::sign_in::Post;
 
 /// Two tenants that may share, and a document of the first with an attachment; beside it, one that is shared with nobody.
 struct Two {
@@ -479,6 +480,106 @@ async fn nothing_that_somebody_wrote_is_markup_on_the_page() {
     assert_eq!(html.matches("href=\"").count(), 2);
     let nothing = two.app.stranger().get("/s/nothing").with("accept", "text/html").await.expect(404);
     assert!(String::from_utf8_lossy(&nothing.body).contains("There is nothing here"));
+}
+
+/// Each recipient gets a link of their own by mail, in the tenant's name; nobody else is told it, and its openings name them.
+#[tokio::test]
+async fn links_are_mailed_to_their_recipients_each_with_its_own() {
+    let (post, acme, globex) = Post::start().await;
+    post.app.operator().allow_sharing().await;
+    acme.allow_sharing().await;
+    acme.put("/api/v1/branding", "").json(&json!({ "product_name": "Rocket <Desk>" })).await.expect(200);
+    let document = acme.document(&acme.project("p").await, "the plan").await;
+    let resource = format!("document:{document}");
+    let body = json!({ "resource": resource, "label": "for you", "recipients": ["Ada@example.com", "ben@example.com"], "max_uses": 3 });
+    let ask = acme.post("/api/v1/links", &body).with("idempotency-key", "once");
+    let (made, again) = (ask.clone().await.expect(201), ask.await.expect(201));
+    assert_eq!((made.json(), again.header("idempotency-replayed")), (again.json(), "true"));
+    let items = made.json()["items"].as_array().expect("items").clone();
+    assert_eq!(items.iter().map(|link| &link["recipient"]).collect::<Vec<_>>(), ["ada@example.com", "ben@example.com"]);
+    let (ada, ben) = (post.path("ada@example.com", 0).await, post.path("ben@example.com", 0).await);
+    assert_ne!(ada, ben);
+    let tokens = [&ada, &ben].map(|path| path.strip_prefix("/s/").expect("a link's path"));
+    for token in tokens {
+        made.is_silent_about([token]);
+        assert!(!format!("{:?}", post.app.db_everything().await).contains(token));
+    }
+    let stranger = post.app.stranger();
+    for path in [&ada, &ben, &ben] {
+        assert_eq!(stranger.get(path).await.expect(200).json()["document"]["title"], "the plan");
+    }
+    let log = acme.get("/api/v1/audit?action=link.open").await.expect(200).json();
+    let whose: Vec<&Value> = log["items"].as_array().expect("items").iter().map(|event| &event["detail"]["recipient"]).collect();
+    assert_eq!(whose, ["ben@example.com", "ben@example.com", "ada@example.com"]);
+    let mail = post.smtp.received().into_iter().find(|mail| mail.to == ["ada@example.com"]).expect("a mail");
+    let mail = mail_parser::MessageParser::default().parse(&mail.data).expect("a mail").into_owned();
+    let (text, html) = (mail.body_text(0).expect("text"), mail.body_html(0).expect("HTML"));
+    assert_eq!(mail.subject(), Some("Rocket <Desk>: a link for you"));
+    assert!(text.contains("Somebody of Rocket <Desk> sends you a link.") && text.contains("It shows: for you"), "{text}");
+    assert!(html.contains("Rocket &lt;Desk&gt;") && html.contains(&format!("{ada}\" rel=\"noreferrer\">Open it</a>")), "{html}");
+
+    // One is revoked; the other goes on.
+    acme.delete(&format!("/api/v1/links/{}", items[1]["id"].as_str().expect("an id"))).await.expect(204);
+    stranger.get(&ben).await.expect(404);
+    stranger.get(&ada).await.expect(200);
+    // Whom it was not for has none of it, and what is wrong sends nothing.
+    assert_eq!(globex.get("/api/v1/links").await.expect(200).json()["items"], json!([]));
+    let many: Vec<String> = (0..51).map(|n| format!("{n}@example.com")).collect();
+    for (recipients, field) in [
+        (json!(many), "recipients"),
+        (json!(["ada@example.com", "ADA@example.com"]), "recipients[1]"),
+        (json!(["x"]), "recipients[0]"),
+        (json!("ada@example.com"), "recipients"),
+    ] {
+        acme.post("/api/v1/links", &json!({ "resource": resource, "recipients": recipients })).await.invalid(field);
+    }
+    assert_eq!(acme.get("/api/v1/links").await.expect(200).json()["items"].as_array().map(Vec::len), Some(2));
+}
+
+/// An offer is mailed to the admins of the target, in its branding, and both sides' endpoints can be told what the other did.
+#[tokio::test]
+async fn an_offer_is_mailed_to_the_targets_admins_and_told_to_webhooks() {
+    let (post, acme, globex) = Post::start().await;
+    post.app.operator().allow_sharing().await;
+    for tenant in [&acme, &globex] {
+        tenant.allow_sharing().await;
+        let topics = ["share.offered", "share.accepted", "share.declined", "share.ended"];
+        tenant.post("/api/v1/webhooks", &json!({ "url": "https://hooks.example.com/x", "topics": topics })).await.expect(201);
+    }
+    globex.put("/api/v1/branding", "").json(&json!({ "product_name": "Globe Desk" })).await.expect(200);
+    for (tenant, name, role) in [(&globex, "gus", "admin"), (&globex, "gil", "member"), (&acme, "ann", "admin")] {
+        let member = json!({ "email": format!("{name}@example.com"), "name": name, "role": role });
+        tenant.post("/api/v1/members", &member).await.expect(201);
+    }
+    let document = acme.document(&acme.project("p").await, "a secret title").await;
+    let share = acme.share(&document, &globex, "write").await;
+    globex.delete(&format!("/api/v1/shares/{share}")).await.expect(204);
+    let mail = loop {
+        if let Some(mail) = post.smtp.received().into_iter().find(|mail| mail.to == ["gus@example.com"]) {
+            break mail_parser::MessageParser::default().parse(&mail.data).expect("a mail").into_owned();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let (text, html) = (mail.body_text(0).expect("text"), mail.body_html(0).expect("HTML"));
+    assert_eq!(mail.subject(), Some(format!("Globe Desk: {} offers to share a document", acme.name).as_str()));
+    for body in [&text, &html] {
+        assert!(body.contains("to read and change") && body.contains("Globe Desk") && !body.contains("secret title"), "{body}");
+    }
+    // Each side's endpoint gets what the other did; in whatever order they are delivered.
+    let mut eye = post.app.db_eye().await;
+    for (of, expected) in [(&acme, vec!["share.accepted", "share.ended"]), (&globex, vec!["share.offered"])] {
+        let mut told: Vec<String> = Vec::new();
+        for _ in 0..500 {
+            let sql = "select topic from tenancy.webhook_deliveries where tenant_id = $1::uuid order by topic";
+            told = sqlx::query_scalar(sql).bind(&of.tenant).fetch_all(&mut eye).await.expect("deliveries");
+            if told.len() == expected.len() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(told, expected);
+    }
+    assert!(!post.smtp.received().iter().any(|mail| mail.to != ["gus@example.com"]), "nobody else is told");
 }
 
 /// A process of its own, whose log is read.
