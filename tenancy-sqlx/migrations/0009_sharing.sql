@@ -150,7 +150,7 @@ revoke all on function tenancy_views.holds(text, uuid) from public;
 grant execute on function tenancy_views.holds(text, uuid) to tenancy_owner;
 set local role tenancy_owner;
 
--- What the transaction's ticket opens. plpgsql: its plan is kept.
+-- What the transaction's ticket opens, with the token of its link. plpgsql: its plan is kept.
 create function tenancy.link_grant() returns table (owner_tenant_id uuid, resource_type text, resource_id uuid)
   language plpgsql stable security definer rows 1 set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -161,7 +161,7 @@ begin
       join tenancy.share_links l on l.tenant_id = k.tenant_id and l.id = k.link_id
       join tenancy.sharing_policies p on p.tenant_id = l.tenant_id and p.links
       join tenancy.tenants o on o.id = l.tenant_id and o.status = 'active'
-     where k.hash = sha256(decode(nullif(current_setting('tenancy.ticket', true), ''), 'hex')) and k.expires_at > statement_timestamp()
+     where k.hash = sha256(decode(nullif(current_setting('tenancy.ticket', true), ''), 'hex')) and l.token_hash = decode(nullif(current_setting('tenancy.link', true), ''), 'hex') and k.expires_at > statement_timestamp()
        and l.revoked_at is null and l.expires_at > statement_timestamp() and (select s.links from tenancy.sharing_platform s);
 end $$;
 revoke all on function tenancy.link_grant() from public;

@@ -50,6 +50,7 @@ impl TestApp {
         config.drain_delay = Duration::ZERO;
         config.dns = Some("127.0.0.1:1".to_owned()); // nobody's: a test that asks brings its own
         config.certificate_key = Some("the key of the tests' certificates, of more than 32 bytes".into());
+        config.link_rate = 0; // a test of it sets its own
         change(&mut config);
         let node = Node::start(config.clone()).await;
         Self { node, config, database, confirmed: Confirmed::default(), folder, audited: true }

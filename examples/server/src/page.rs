@@ -23,6 +23,7 @@ pub(crate) enum List {
     Shares = b's' as isize,
     Links = b'l' as isize,
     AllDocuments = b'u' as isize,
+    Comments = b'C' as isize,
 }
 
 /// One page.

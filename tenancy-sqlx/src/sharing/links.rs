@@ -11,12 +11,12 @@ use tenancy_core::share::{Link, NewLink, ResourceRef};
 use tenancy_core::{Email, Error, ErrorKind, LinkBase, Result, TenantContext, TenantId};
 use uuid::Uuid;
 
-use super::{admin, count, literal, refused};
+use super::{admin, count, refused};
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
 use crate::lease::Lease;
 use crate::token::Token;
-use crate::tx::{TenantTx, Tx};
+use crate::tx::{SystemTx, TenantTx, Tx};
 
 const COLUMNS: &str =
     "id, resource_type, resource_id, label, recipient, created_at, expires_at, max_uses, uses, has_passphrase, revoked_at";
@@ -205,6 +205,21 @@ impl TenantTx {
     }
 }
 
+impl SystemTx {
+    /// At most `limit` links of `tenant` with ids before `before`, the newest first, ended ones too.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn links(&mut self, tenant: TenantId, before: Uuid, limit: i64) -> Result<Vec<Link>> {
+        let sql = format!("select {COLUMNS} from tenancy.share_links where tenant_id = $1 and id < $2 order by id desc limit $3");
+        let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.as_uuid()).bind(before).bind(limit);
+        Ok(query.fetch_all(self).await.map_err(from_sqlx)?.into_iter().map(|Found(link)| link).collect())
+    }
+}
+
 impl TenantDb {
     /// Opens a link: one of its uses. `client` (an address, say) goes into the tenant's audit log with the request, or with the denial.
     ///
@@ -257,19 +272,21 @@ impl TenantDb {
         read().map_err(from_sqlx)
     }
 
-    /// Begins a transaction that sees what `ticket` stands for: drop it when done. If the ticket is no good, or its link no longer, it
-    /// sees nothing.
+    /// Begins a transaction that sees what `ticket` stands for, which the link of this `token` gave: drop it when done. If the ticket is no
+    /// good, or another link's, or its link is no longer, it sees nothing.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) if `ticket` can't be one; [`Unavailable`](ErrorKind::Unavailable).
+    /// [`NotFound`](ErrorKind::NotFound) if `token` or `ticket` can't be one; [`Unavailable`](ErrorKind::Unavailable).
     ///
     /// # Cancel safety
     /// As [`begin`](TenantDb::begin).
-    pub async fn read_link(&self, ticket: &str) -> Result<LinkTx> {
+    pub async fn read_link(&self, token: &str, ticket: &str) -> Result<LinkTx> {
+        let token = Token::parse("", token).ok_or_else(Error::not_found)?;
         if ticket.len() != 64 || !ticket.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(Error::not_found());
         }
-        self.link_tx(&format!("BEGIN READ ONLY; SET LOCAL tenancy.ticket = {}", literal(ticket)), true).await
+        let link = token.sha256().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        self.link_tx(&format!("BEGIN READ ONLY; SET LOCAL tenancy.link = '{link}'; SET LOCAL tenancy.ticket = '{ticket}'"), true).await
     }
 
     async fn link_tx(&self, begin: &str, read_only: bool) -> Result<LinkTx> {

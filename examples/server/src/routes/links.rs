@@ -50,7 +50,7 @@ pub(super) async fn create(
     }
     if mailed {
         let items = tx.send_links(&cx, &ready, &app.link(&cx.tenant().slug, OPEN)?).await?;
-        let answer = Answer::made(&Sent { items }, "/api/v1/links".to_owned())?;
+        let answer = Answer::added(&Sent { items })?;
         once.remember(&mut tx, Memory::Tenant, &by, &answer).await?;
         tx.commit().await?;
         return Ok(answer);
