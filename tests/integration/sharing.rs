@@ -1,6 +1,8 @@
 //! Sharing: what a share or a link shows, to whom and until when, asked in SQL as the application's role, with nothing but the database
 //! in the way.
 
+mod worlds;
+
 use harness::{Kit, Route, on_each_route};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use tenancy_core::share::{NewLink, NewShare, Perms, ResourceRef, Share, ShareState, SharingPolicy};
