@@ -340,8 +340,12 @@ impl Inner {
         // The text is ours: a UUID prints as 36 characters of hex and hyphens, a token as hex, hyphens and points.
         match &self.seal_key {
             None => format!("{begin}; SET LOCAL tenancy.tenant_id = '{tenant_id}'"),
-            // RESET ALL: against a search_path, say, that somebody else's SQL left in the session.
-            Some(key) => format!("{begin}; RESET ALL; SELECT tenancy.enter('{}')", key.token(tenant_id)),
+            // RESET ALL: against a search_path, say, that somebody else's SQL left in the session. A default of READ ONLY has taken effect
+            // at BEGIN already.
+            Some(key) => {
+                let writes = if begin.contains(READ_ONLY) { "" } else { "SET TRANSACTION READ WRITE; " };
+                format!("{begin}; RESET ALL; {writes}SELECT tenancy.enter('{}')", key.token(tenant_id))
+            }
         }
     }
 }

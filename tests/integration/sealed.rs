@@ -318,6 +318,9 @@ async fn a_key_and_a_seal_go_together(route: Route) {
     schema.seal(&KEY).await.expect("again: nothing to do");
     assert!(schema.seal(&NEXT).await.expect_err("another key").to_string().contains("rotate_seal_key"));
     let mut eye = kit.superuser().await;
+    // Rights on parameters are the whole server's, so the two routes take turns.
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let turn = TURN.lock().await;
     for (open, close, says) in [
         ("grant usage on schema tenancy_private to tenancy_app", "revoke usage on schema tenancy_private from tenancy_app", "REVOKE USAGE"),
         (
@@ -330,6 +333,7 @@ async fn a_key_and_a_seal_go_together(route: Route) {
         seal(options().with_seal_key(KEY), says).await;
         eye.execute(close).await.expect(close);
     }
+    drop(turn);
     schema.unseal().await.expect("unseal");
     seal(options().with_seal_key(KEY), "is not sealed").await;
     let error = schema.rotate_seal_key(&NEXT).await.expect_err("nothing to rotate");
