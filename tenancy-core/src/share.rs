@@ -7,12 +7,14 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Error, Result, Role, Subject, TenantId};
+use crate::{Email, Error, Result, Role, Subject, TenantId};
 
 /// The longest name of a [type](ResourceRef::kind), in bytes.
 const MAX_KIND: usize = 40;
 /// The most members that a share can be narrowed to.
 const MAX_SUBJECTS: usize = 100;
+/// The most addresses that links are sent to at once.
+const MAX_RECIPIENTS: usize = 50;
 
 /// One thing of a tenant that can be shared, as text `document:<uuid>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -316,12 +318,21 @@ pub struct NewLink {
     /// What must be said to open it.
     #[serde(default)]
     pub passphrase: Option<String>,
+    /// Who is sent it: each of them one of their own. Empty: it is told to whoever makes it.
+    #[serde(default)]
+    pub recipients: Vec<Email>,
 }
 
 impl NewLink {
     /// A link for as long as the policy allows.
     pub const fn new(resource: ResourceRef) -> Self {
-        Self { resource, label: String::new(), expires_at: None, max_uses: None, passphrase: None }
+        Self { resource, label: String::new(), expires_at: None, max_uses: None, passphrase: None, recipients: Vec::new() }
+    }
+
+    /// Sent to each of these addresses: one link for each, with a token of its own.
+    #[must_use]
+    pub fn with_recipients(self, recipients: Vec<Email>) -> Self {
+        Self { recipients, ..self }
     }
 
     /// What can be said without the database.
@@ -334,6 +345,12 @@ impl NewLink {
         }
         if self.max_uses == Some(0) {
             return Err(Error::invalid("max_uses", "must be at least 1, or be left out"));
+        }
+        if self.recipients.len() > MAX_RECIPIENTS {
+            return Err(Error::invalid("recipients", "must be at most 50"));
+        }
+        if let Some(n) = (1..self.recipients.len()).find(|n| self.recipients[..*n].contains(&self.recipients[*n])) {
+            return Err(Error::invalid(format!("recipients[{n}]"), "is there twice"));
         }
         match &self.passphrase {
             Some(phrase) if !(8..=200).contains(&phrase.chars().count()) => {
@@ -354,6 +371,8 @@ pub struct Link {
     pub resource: ResourceRef,
     /// What its makers call it.
     pub label: String,
+    /// Who was sent it.
+    pub recipient: Option<Email>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// Until when it lasts.
@@ -375,6 +394,7 @@ impl Link {
             id,
             resource,
             label: String::new(),
+            recipient: None,
             created_at,
             expires_at,
             max_uses: None,
@@ -413,6 +433,8 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_by_field() {
         let resource: ResourceRef = "note:018f3a2c-7c1d-7000-8000-00000000abcd".parse().expect("a resource");
+        let addresses = |most: usize| (0..most).map(|n| format!("{n}@example.com").parse().expect("an address")).collect::<Vec<Email>>();
+        NewLink::new(resource.clone()).with_recipients(addresses(50)).check().expect("fifty");
         let mut share = NewShare::new(resource.clone(), TenantId::new(), Perms::Read);
         share.check().expect("plain");
         share.only_roles = Some(vec![]);
@@ -421,6 +443,8 @@ mod tests {
             (NewLink { label: "a\r\nb".to_owned(), ..NewLink::new(resource.clone()) }, "label"),
             (NewLink { max_uses: Some(0), ..NewLink::new(resource.clone()) }, "max_uses"),
             (NewLink { passphrase: Some("short".to_owned()), ..NewLink::new(resource.clone()) }, "passphrase"),
+            (NewLink::new(resource.clone()).with_recipients(addresses(51)), "recipients"),
+            (NewLink::new(resource.clone()).with_recipients([addresses(3), addresses(1)].concat()), "recipients[3]"),
         ] {
             assert_eq!(link.check().expect_err(field).field(), Some(field));
         }

@@ -30,8 +30,19 @@ use crate::{Error, ErrorKind, Result};
 pub const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
 /// What an endpoint can be told of: the topics of the outbox that have no secret in them.
-pub const TOPICS: [&str; 7] =
-    ["domain.lost", "domain.verified", "member.added", "member.removed", "member.updated", "quota.resolved", "quota.threshold"];
+pub const TOPICS: [&str; 11] = [
+    "domain.lost",
+    "domain.verified",
+    "member.added",
+    "member.removed",
+    "member.updated",
+    "quota.resolved",
+    "quota.threshold",
+    "share.accepted",
+    "share.declined",
+    "share.ended",
+    "share.offered",
+];
 
 /// What messages are signed with: 24 to 64 bytes. `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]

@@ -69,6 +69,7 @@ create table tenancy.share_links (
   resource_ref text not null generated always as (resource_type || ':' || resource_id::text) stored,
   token_hash bytea not null unique check (octet_length(token_hash) = 32),
   label text not null check (char_length(label) <= 200),
+  recipient text check (char_length(recipient) <= 254),                 -- who was sent it; null: whoever its maker gives it to
   expires_at timestamptz not null,
   max_uses bigint check (max_uses > 0),
   uses bigint not null default 0,
@@ -104,7 +105,7 @@ begin
   end loop;
 end $$;
 grant select on tenancy.sharing_platform, tenancy.sharing_policies, tenancy.cross_tenant_shares to tenancy_app;
-grant select (tenant_id, id, resource_type, resource_id, resource_ref, label, expires_at, max_uses, uses, locked_until, has_passphrase, created_by, created_at, revoked_at) on tenancy.share_links to tenancy_app;
+grant select (tenant_id, id, resource_type, resource_id, resource_ref, label, recipient, expires_at, max_uses, uses, locked_until, has_passphrase, created_by, created_at, revoked_at) on tenancy.share_links to tenancy_app;
 grant select on tenancy.shared_tables to public;
 create policy everybody on tenancy.sharing_platform for select to tenancy_app using (true);
 create policy own on tenancy.sharing_policies for select to tenancy_app using (tenant_id = (select tenancy.current_tenant()));
@@ -149,7 +150,7 @@ revoke all on function tenancy_views.holds(text, uuid) from public;
 grant execute on function tenancy_views.holds(text, uuid) to tenancy_owner;
 set local role tenancy_owner;
 
--- What the transaction's ticket opens. plpgsql: its plan is kept.
+-- What the transaction's ticket opens, with the token of its link. plpgsql: its plan is kept.
 create function tenancy.link_grant() returns table (owner_tenant_id uuid, resource_type text, resource_id uuid)
   language plpgsql stable security definer rows 1 set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
@@ -160,7 +161,7 @@ begin
       join tenancy.share_links l on l.tenant_id = k.tenant_id and l.id = k.link_id
       join tenancy.sharing_policies p on p.tenant_id = l.tenant_id and p.links
       join tenancy.tenants o on o.id = l.tenant_id and o.status = 'active'
-     where k.hash = sha256(decode(nullif(current_setting('tenancy.ticket', true), ''), 'hex')) and k.expires_at > statement_timestamp()
+     where k.hash = sha256(decode(nullif(current_setting('tenancy.ticket', true), ''), 'hex')) and l.token_hash = decode(nullif(current_setting('tenancy.link', true), ''), 'hex') and k.expires_at > statement_timestamp()
        and l.revoked_at is null and l.expires_at > statement_timestamp() and (select s.links from tenancy.sharing_platform s);
 end $$;
 revoke all on function tenancy.link_grant() from public;
@@ -303,7 +304,8 @@ begin
     perform tenancy.share_event(side, case when side = by_tenant then by_kind else 'tenant' end, case when side = by_tenant then by_id else by_tenant::text end,
                                 'share.' || what, s.id::text, 'done', facts, request);
     if side is distinct from by_tenant then
-      perform tenancy.outbox_post_for(side, 'share.' || what, s.id || ':' || s.version, facts || jsonb_build_object('share', s.id), null);
+      perform tenancy.outbox_post_for(side, 'share.' || what, s.id || ':' || s.version, facts || jsonb_build_object('share', s.id)
+        || case what when 'offered' then jsonb_build_object('owner_name', (select t.name from tenancy.tenants t where t.id = s.owner_tenant_id)) else '{}' end, null);
     end if;
   end loop;
 end $$;
@@ -425,7 +427,15 @@ end $$;
 revoke all on function tenancy.share_open(uuid, text, text, text, uuid) from public;
 grant execute on function tenancy.share_open(uuid, text, text, text, uuid) to tenancy_app;
 
-create function tenancy.link_create(new_id uuid, of_type text, of_id uuid, hash bytea, its_label text, until timestamptz, most bigint, phrase text, by_kind text, by_id text, request uuid)
+-- What the log says of a link: who was sent it, too.
+create function tenancy.link_facts(l tenancy.share_links, more jsonb default '{}') returns jsonb
+  language sql immutable set search_path = pg_catalog, pg_temp
+begin atomic
+  select jsonb_build_object('resource', l.resource_ref) || case when l.recipient is null then '{}' else jsonb_build_object('recipient', l.recipient) end || more;
+end;
+revoke all on function tenancy.link_facts(tenancy.share_links, jsonb) from public;
+
+create function tenancy.link_create(new_id uuid, of_type text, of_id uuid, hash bytea, its_label text, to_whom text, until timestamptz, most bigint, phrase text, by_kind text, by_id text, request uuid)
   returns tenancy.share_links
   language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare mine constant uuid := tenancy.current_tenant(); l tenancy.share_links; last timestamptz;
@@ -433,14 +443,14 @@ begin
   if mine is null then raise exception 'tenancy: a link belongs to a tenant' using errcode = '42501'; end if;
   last := tenancy.share_allowed(mine, of_type, true, until);
   if not tenancy_views.holds(of_type, of_id) then raise exception 'tenancy: no such resource' using errcode = 'P0002'; end if;
-  insert into tenancy.share_links (tenant_id, id, resource_type, resource_id, token_hash, label, expires_at, max_uses, passphrase, created_by)
-    values (mine, new_id, of_type, of_id, hash, its_label, last, most, phrase, by_id) returning * into l;
-  perform tenancy.share_event(mine, by_kind, by_id, 'link.create', l.id::text, 'done', jsonb_build_object('resource', l.resource_ref, 'expires_at', l.expires_at, 'max_uses', l.max_uses, 'passphrase', phrase is not null), request);
+  insert into tenancy.share_links (tenant_id, id, resource_type, resource_id, token_hash, label, recipient, expires_at, max_uses, passphrase, created_by)
+    values (mine, new_id, of_type, of_id, hash, its_label, to_whom, last, most, phrase, by_id) returning * into l;
+  perform tenancy.share_event(mine, by_kind, by_id, 'link.create', l.id::text, 'done', tenancy.link_facts(l, jsonb_build_object('expires_at', l.expires_at, 'max_uses', l.max_uses, 'passphrase', phrase is not null)), request);
   l.token_hash := null; l.passphrase := null;
   return l;
 end $$;
-revoke all on function tenancy.link_create(uuid, text, uuid, bytea, text, timestamptz, bigint, text, text, text, uuid) from public;
-grant execute on function tenancy.link_create(uuid, text, uuid, bytea, text, timestamptz, bigint, text, text, text, uuid) to tenancy_app;
+revoke all on function tenancy.link_create(uuid, text, uuid, bytea, text, text, timestamptz, bigint, text, text, text, uuid) from public;
+grant execute on function tenancy.link_create(uuid, text, uuid, bytea, text, text, timestamptz, bigint, text, text, text, uuid) to tenancy_app;
 
 create function tenancy.link_revoke(of_link uuid, by_kind text, by_id text, request uuid) returns boolean
   language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -450,7 +460,7 @@ begin
   if l.id is null then return false; end if;
   if l.revoked_at is null then
     update tenancy.share_links x set revoked_at = clock_timestamp() where x.tenant_id = mine and x.id = of_link;
-    perform tenancy.share_event(mine, by_kind, by_id, 'link.revoke', l.id::text, 'done', jsonb_build_object('resource', l.resource_ref), request);
+    perform tenancy.share_event(mine, by_kind, by_id, 'link.revoke', l.id::text, 'done', tenancy.link_facts(l), request);
   end if;
   return true;
 end $$;
@@ -479,7 +489,7 @@ begin
   if wrong then
     update tenancy.share_links x set failures = case when x.failures >= 9 then 0 else x.failures + 1 end, locked_until = case when x.failures >= 9 then clock_timestamp() + interval '15 minutes' end
      where x.token_hash = hash returning * into l;
-    perform tenancy.share_event(l.tenant_id, 'link', l.id::text, 'link.open', l.id::text, 'denied', jsonb_build_object('resource', l.resource_ref, 'client', client), request);
+    perform tenancy.share_event(l.tenant_id, 'link', l.id::text, 'link.open', l.id::text, 'denied', tenancy.link_facts(l, jsonb_build_object('client', client)), request);
     return;
   end if;
   update tenancy.share_links x set uses = x.uses + 1, failures = 0 where x.token_hash = hash and (x.max_uses is null or x.uses < x.max_uses)
@@ -488,7 +498,7 @@ begin
   delete from tenancy.share_tickets k where k.tenant_id = l.tenant_id and k.link_id = l.id and k.expires_at < clock_timestamp(); -- they make way
   key := sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8'));
   insert into tenancy.share_tickets (tenant_id, hash, link_id, expires_at) values (l.tenant_id, sha256(key), l.id, clock_timestamp() + interval '10 minutes');
-  perform tenancy.share_event(l.tenant_id, 'link', l.id::text, 'link.open', l.id::text, 'done', jsonb_build_object('resource', l.resource_ref, 'client', client), request);
+  perform tenancy.share_event(l.tenant_id, 'link', l.id::text, 'link.open', l.id::text, 'done', tenancy.link_facts(l, jsonb_build_object('client', client)), request);
   return query select encode(key, 'hex'), l.tenant_id, l.id, l.resource_type, l.resource_id;
 end $$;
 revoke all on function tenancy.link_open(bytea, boolean, text, uuid) from public;

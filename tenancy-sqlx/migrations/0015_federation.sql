@@ -275,7 +275,7 @@ begin
       join tenancy.share_links l on l.tenant_id = k.tenant_id and l.id = k.link_id
       join tenancy.sharing_policies p on p.tenant_id = l.tenant_id and p.links
       join tenancy.tenants o on o.id = l.tenant_id and o.status = 'active'
-     where k.hash = ticket and k.expires_at > statement_timestamp()
+     where k.hash = ticket and l.token_hash = decode(nullif(current_setting('tenancy.link', true), ''), 'hex') and k.expires_at > statement_timestamp()
        and l.revoked_at is null and l.expires_at > statement_timestamp() and (select s.links from tenancy.sharing_platform s)
     union all
     select s.tenant_id, s.resource_type, s.resource_id

@@ -47,8 +47,8 @@ fn classify(sqlstate: Option<&str>) -> (ErrorKind, &'static str) {
         "23503" => (ErrorKind::Conflict, "it refers to a resource that does not exist, or is still referred to"),
         "23502" | "23514" => (ErrorKind::Invalid, "a value breaks a rule of the database"),
         "22001" | "22003" | "22007" | "22008" | "22021" | "22P02" | "22P05" => (ErrorKind::Invalid, "a value can't be stored"),
-        // A write that WITH CHECK refuses, or a table that the role may not touch.
-        "42501" => (ErrorKind::Forbidden, "the database refused this for the current tenant"),
+        // A write that WITH CHECK refuses, of a policy or of a view, or a table that the role may not touch.
+        "42501" | "44000" => (ErrorKind::Forbidden, "the database refused this for the current tenant"),
         "25006" => (ErrorKind::Forbidden, "this is read-only: nothing can be changed here"),
         "25P02" => (ErrorKind::TransactionAborted, "a statement of this transaction failed, so nothing was kept"),
         "25P01" => (ErrorKind::TransactionAborted, "the transaction was ended by a statement in it"),
@@ -101,6 +101,7 @@ mod tests {
         for (state, kind) in [
             ("23505", ErrorKind::Conflict),
             ("42501", ErrorKind::Forbidden),
+            ("44000", ErrorKind::Forbidden),
             ("40P01", ErrorKind::Retry),
             ("53200", ErrorKind::Unavailable),
             ("42703", ErrorKind::Internal),

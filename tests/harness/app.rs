@@ -52,6 +52,7 @@ impl TestApp {
         config.certificate_key = Some("the key of the tests' certificates, of more than 32 bytes".into());
         config.federation_key = Some(format!("the key of the test's installation {}", folder.0.display()).into());
         config.federation_loopback = true;
+        config.link_rate = 0; // a test of it sets its own
         change(&mut config);
         let node = Node::start(config.clone()).await;
         Self { node, config, database, confirmed: Confirmed::default(), folder, audited: true }

@@ -100,7 +100,7 @@ async fn a_peer_sees_the_resource_and_nothing_beside_it_until_the_next_statement
 
     let opened = apart.open(share.id, capability.nonce).await.expect("opened");
     assert_eq!((opened.owner, opened.resource.id()), (two.owner.tenant_id(), two.notes[0]));
-    let mut tx = db.read_link(&opened.ticket).await.expect("a ticket");
+    let mut tx = db.read_federated(&opened.ticket).await.expect("a ticket");
     assert_eq!(shown(&mut tx, "tenancy_views.notes_link").await, ["shared"]);
     assert_eq!(shown(&mut tx, "tenancy_views.comments_link").await, ["on shared"]);
     for nothing in ["notes", "comments", "tenancy_views.notes", "tenancy_views.comments"] {
@@ -114,7 +114,7 @@ async fn a_peer_sees_the_resource_and_nothing_beside_it_until_the_next_statement
     let status = async |status| {
         catalog.update(two.owner.tenant_id(), TenantChange::status(status), None, &Actor::System).await.expect("a status");
     };
-    let mut tx = db.read_link(&apart.open(share.id, capability.nonce).await.expect("opened").ticket).await.expect("a ticket");
+    let mut tx = db.read_federated(&apart.open(share.id, capability.nonce).await.expect("opened").ticket).await.expect("a ticket");
     let view = "tenancy_views.notes_link";
     policy(&two.kit, &two.owner, |policy| policy.offers = false).await;
     assert_eq!(shown(&mut tx, view).await, [""; 0], "the policy");
@@ -203,7 +203,7 @@ async fn the_erasure_of_the_owner_ends_what_is_shared() {
     let apart = Apart::on(Route::Direct).await.expect("direct");
     let (share, capability) = apart.accepted().await;
     let db = &apart.two.kit.db;
-    let mut open = db.read_link(&apart.open(share.id, capability.nonce).await.expect("opened").ticket).await.expect("a ticket");
+    let mut open = db.read_federated(&apart.open(share.id, capability.nonce).await.expect("opened").ticket).await.expect("a ticket");
     assert_eq!(shown(&mut open, "tenancy_views.notes_link").await, ["shared"], "the control");
     drop(open);
     let tenant = apart.two.owner.tenant_id();

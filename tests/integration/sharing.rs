@@ -1,13 +1,15 @@
 //! Sharing: what a share or a link shows, to whom and until when, asked in SQL as the application's role, with nothing but the database
 //! in the way.
 
+mod worlds;
+
 use harness::{Kit, Route, on_each_route};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 use tenancy_core::share::{NewLink, NewShare, Perms, ResourceRef, Share, ShareState, SharingPolicy};
 use tenancy_core::{Actor, ErrorKind, Principal, Result, Role, TenantCatalog, TenantChange, TenantContext, TenantStatus};
 use tenancy_sqlx::erase::{CertificateKey, Erase};
 use tenancy_sqlx::operations::Operations;
-use tenancy_sqlx::sharing::{Direction, own_and_shared};
+use tenancy_sqlx::sharing::{Direction, LinkTx, ReadyLink, own_and_shared};
 use tenancy_sqlx::{Isolation, TenantTx, from_sqlx};
 use uuid::Uuid;
 
@@ -38,6 +40,10 @@ async fn platform(kit: &Kit, enabled: bool, links: bool) {
     (platform.enabled, platform.links) = (enabled, links);
     tx.set_platform_sharing(&platform).await.expect("set");
     tx.commit().await.expect("commit");
+}
+
+async fn ready(new: NewLink) -> ReadyLink {
+    ReadyLink::new(new).await.expect("a good link")
 }
 
 async fn shareable(kit: &Kit) {
@@ -261,6 +267,66 @@ async fn an_end_bites_at_the_next_statement_of_an_open_transaction() {
     }
 }
 
+/// And so does everything that ends a link, for whoever has opened it.
+#[tokio::test]
+async fn an_end_of_a_link_bites_at_the_next_statement_of_an_open_transaction() {
+    for end in ["revoke", "expire", "ticket", "owner", "archive", "platform", "links", "row"] {
+        let two = Two::new().await;
+        let mut tx = two.kit.db.begin(&two.owner).await.expect("begin");
+        let (link, token) = tx.create_link(&two.owner, &ready(NewLink::new(two.note())).await).await.expect("made");
+        tx.commit().await.expect("commit");
+        let opened = two.kit.db.open_link(token.expose(), None, "192.0.2.1", Uuid::now_v7()).await.expect("opened");
+        let mut tx = two.kit.db.read_link(token.expose(), &opened.ticket).await.expect("a ticket");
+        assert_eq!(linked(&mut tx).await, ["shared", "on shared"], "the control, before {end}");
+        let mut eye = two.kit.superuser().await;
+        let mut other = two.kit.db.begin(&two.owner).await.expect("begin");
+        match end {
+            "revoke" => other.revoke_link(&two.owner, link.id).await.expect("revoked"),
+            "expire" | "ticket" => {
+                let table = if end == "expire" { "share_links" } else { "share_tickets" };
+                let sql = format!("update tenancy.{table} set expires_at = clock_timestamp()");
+                eye.execute(AssertSqlSafe(sql)).await.expect("expired");
+            }
+            "owner" | "archive" => {
+                let status = if end == "owner" { TenantStatus::Suspended } else { TenantStatus::Archived };
+                let change = TenantChange::status(status);
+                two.kit.db.catalog().update(two.owner.tenant_id(), change, None, &Actor::System).await.expect("suspended");
+            }
+            "platform" => platform(&two.kit, true, false).await,
+            "links" => policy(&two.kit, &two.owner, |policy| policy.links = false).await,
+            _ => drop(sqlx::query("delete from notes where id = $1").bind(two.notes[0]).execute(&mut other).await.expect("deleted")),
+        }
+        other.commit().await.expect("commit");
+        assert_eq!(linked(&mut tx).await, [""; 0], "{end}");
+    }
+}
+
+/// What a link shows: the notes, and then the comments.
+async fn linked(tx: &mut LinkTx) -> Vec<String> {
+    let sql = "select body from tenancy_views.notes_link union all select body from tenancy_views.comments_link";
+    sqlx::query_scalar(sql).fetch_all(tx).await.expect("rows")
+}
+
+/// A ticket shows nothing without the token of the link that gave it.
+#[tokio::test]
+async fn a_ticket_belongs_to_its_link() {
+    let two = Two::new().await;
+    let mut tx = two.kit.db.begin(&two.owner).await.expect("begin");
+    let new = ready(NewLink::new(two.note())).await;
+    let (_, one) = tx.create_link(&two.owner, &new).await.expect("made");
+    let (_, other) = tx.create_link(&two.owner, &new).await.expect("made");
+    tx.commit().await.expect("commit");
+    let opened = two.kit.db.open_link(one.expose(), None, "192.0.2.1", Uuid::now_v7()).await.expect("opened");
+    let read = async |token: &str| {
+        let mut tx = two.kit.db.read_link(token, &opened.ticket).await.expect("a ticket");
+        linked(&mut tx).await
+    };
+    assert_eq!(read(other.expose()).await, [""; 0]);
+    assert_eq!(read(&"A".repeat(43)).await, [""; 0]);
+    assert_eq!(read(one.expose()).await, ["shared", "on shared"], "the control");
+    assert_eq!(two.kit.db.read_link("x", &opened.ticket).await.expect_err("no token").kind(), ErrorKind::NotFound);
+}
+
 #[tokio::test]
 async fn a_share_for_some_shows_nothing_to_others() {
     let two = Two::new().await;
@@ -459,14 +525,14 @@ async fn a_link_shows_its_resource_to_whoever_has_it_and_nothing_beside_it(route
     let mut tx = db.begin(&two.owner).await.expect("begin");
     let mut new = NewLink::new(two.note());
     (new.label, new.max_uses) = ("for the printer".to_owned(), Some(2));
-    let (link, token) = tx.create_link(&two.owner, &new).await.expect("made");
+    let (link, token) = tx.create_link(&two.owner, &ready(new).await).await.expect("made");
     tx.commit().await.expect("commit");
     let token = token.expose();
     let open = async |token: &str| db.open_link(token, None, "192.0.2.1", Uuid::now_v7()).await;
     let opened = open(token).await.expect("opened");
     assert_eq!((opened.link, opened.owner, &opened.resource), (link.id, two.owner.tenant_id(), &two.note()));
-    let mut tx = db.read_link(&opened.ticket).await.expect("a ticket");
-    let shown = async |tx: &mut tenancy_sqlx::sharing::LinkTx, view: &str| -> Vec<String> {
+    let mut tx = db.read_link(token, &opened.ticket).await.expect("a ticket");
+    let shown = async |tx: &mut LinkTx, view: &str| -> Vec<String> {
         sqlx::query_scalar(AssertSqlSafe(format!("select body from {view}"))).fetch_all(tx).await.expect("rows")
     };
     assert_eq!(shown(&mut tx, "tenancy_views.notes_link").await, ["shared"]);
@@ -491,7 +557,7 @@ async fn a_link_shows_its_resource_to_whoever_has_it_and_nothing_beside_it(route
     assert_eq!(words, [(ErrorKind::NotFound, tenancy_core::Error::not_found().to_string())]);
 
     // Revoked between two statements: what was opened shows nothing.
-    let mut tx = db.read_link(&opened.ticket).await.expect("a ticket");
+    let mut tx = db.read_link(token, &opened.ticket).await.expect("a ticket");
     assert_eq!(shown(&mut tx, "tenancy_views.notes_link").await, ["shared"], "the control: the ticket still holds");
     let mut other = db.begin(&two.owner).await.expect("begin");
     other.revoke_link(&two.owner, link.id).await.expect("revoked");
@@ -514,7 +580,7 @@ async fn a_passphrase_is_asked_for_and_ten_wrong_ones_lock_the_link() {
     let mut tx = two.kit.db.begin(&two.owner).await.expect("begin");
     let mut new = NewLink::new(two.note());
     new.passphrase = Some("correct horse".to_owned());
-    let (link, token) = tx.create_link(&two.owner, &new).await.expect("made");
+    let (link, token) = tx.create_link(&two.owner, &ready(new).await).await.expect("made");
     tx.commit().await.expect("commit");
     assert!(link.has_passphrase);
     let open = async |phrase: Option<&str>| two.kit.db.open_link(token.expose(), phrase, "192.0.2.1", Uuid::now_v7()).await;
@@ -604,7 +670,7 @@ async fn the_erasure_of_either_side_ends_what_is_shared() {
 async fn tickets_that_are_over_make_way() {
     let two = Two::new().await;
     let mut tx = two.kit.db.begin(&two.owner).await.expect("begin");
-    let (_, token) = tx.create_link(&two.owner, &NewLink::new(two.note())).await.expect("made");
+    let (_, token) = tx.create_link(&two.owner, &ready(NewLink::new(two.note())).await).await.expect("made");
     tx.commit().await.expect("commit");
     let mut eye = two.kit.superuser().await;
     let mut kept = Vec::new();

@@ -36,6 +36,7 @@ use crate::credentials::{self, OperatorToken};
 use crate::database::Database;
 use crate::dns::Dns;
 use crate::domains;
+use crate::link_rate::LinkRate;
 use crate::mailer::{self, Mailbox};
 use crate::metrics;
 use crate::plans::plans;
@@ -116,6 +117,8 @@ pub(crate) struct App {
     pub(crate) webhooks_loopback: bool,
     /// None where this installation has no name, or no key.
     federation: Option<Federation>,
+    /// How often one client may ask for what links show; nothing: as often as it likes.
+    pub(crate) link_rate: Option<LinkRate>,
     draining: AtomicBool,
 }
 
@@ -282,6 +285,7 @@ impl Running {
             base_domain: text(&config.base_domain).map(str::to_owned),
             webhooks_loopback: config.webhooks_loopback,
             dns: Arc::new(Dns::from_config(config)?),
+            link_rate: LinkRate::new(config.link_rate),
             draining: AtomicBool::new(false),
         });
         let sealing = database.has_admin().then(|| Sealing::start(&app.db, Arc::clone(&store)));

@@ -108,6 +108,10 @@ pub struct Config {
     /// Whether other installations may be on this machine, also by http: for development
     #[arg(long, env = "TENANCY_FEDERATION_LOOPBACK", value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, global = true)]
     pub federation_loopback: bool,
+    /// How many requests for links (/s/…) an address may make in a minute. Behind a proxy all have its address: set 0, for no limit, and let the
+    /// proxy limit them
+    #[arg(long, env = "TENANCY_LINK_RATE", value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=100_000), global = true)]
+    pub link_rate: u32,
     /// How many tenants are made ahead, so that one that is created with `"provision": true` is active at once
     #[arg(long, env = "TENANCY_WARM_TENANTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), global = true)]
     pub warm_tenants: u32,

@@ -229,6 +229,11 @@ impl Answer {
         Ok(Self { etag: None, ..Self::created(body, String::new(), location)? })
     }
 
+    /// 201, for what is part of something else and is at no place of its own.
+    pub(crate) fn added(body: &impl Serialize) -> Result<Self> {
+        Ok(Self { location: None, ..Self::made(body, String::new())? })
+    }
+
     /// 202, for work whose progress is at `location`.
     pub(crate) fn accepted(body: &impl Serialize, location: String) -> Result<Self> {
         Ok(Self { status: StatusCode::ACCEPTED, location: Some(location), etag: None, ..Self::ok(body, String::new())? })

@@ -27,6 +27,7 @@ mod edge;
 mod extract;
 mod idempotency;
 mod impersonation;
+mod link_rate;
 mod logo;
 mod mailer;
 mod metrics;

@@ -26,6 +26,7 @@ pub(crate) enum List {
     Peers = b'P' as isize,
     Outgoing = b'F' as isize,
     Incoming = b'f' as isize,
+    Comments = b'C' as isize,
 }
 
 /// One page.

@@ -30,6 +30,13 @@ pub(crate) fn too_soon(pause: std::time::Duration) -> Response {
     response
 }
 
+/// Too much was asked; in so long there is room again.
+pub(crate) fn too_often(wait: std::time::Duration) -> Response {
+    let mut response = document(StatusCode::TOO_MANY_REQUESTS, "rate", "Too many requests", "wait as long as Retry-After says");
+    response.headers_mut().insert(RETRY_AFTER, (wait.as_secs() + 1).into());
+    response
+}
+
 fn document(status: StatusCode, code: &str, title: &str, detail: &str) -> Response {
     let body =
         serde_json::json!({ "type": format!("urn:tenancy:problem:{code}"), "title": title, "status": status.as_u16(), "detail": detail });

@@ -36,7 +36,10 @@ impl Rate {
 
     /// Takes `cost` units at `now`, or says how many nanoseconds to wait; `None` means that so many never fit. `arrival` is the cell: the
     /// time at which the bucket will be full again.
-    pub(super) fn take(self, arrival: &AtomicU64, cost: u64, now: u64) -> Result<(), Option<u64>> {
+    ///
+    /// # Errors
+    /// The wait.
+    pub fn take(self, arrival: &AtomicU64, cost: u64, now: u64) -> Result<(), Option<u64>> {
         let cost = self.interval.saturating_mul(cost);
         if cost > self.tolerance {
             return Err(None);

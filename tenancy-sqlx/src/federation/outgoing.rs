@@ -12,8 +12,9 @@ use uuid::Uuid;
 
 use super::peers::pinned;
 use super::{Federation, path};
+use crate::db::TenantDb;
 use crate::error::from_sqlx;
-use crate::sharing::{LinkTx, admin, count, refused};
+use crate::sharing::{LinkTx, admin, check_ticket, count, refused};
 use crate::tx::TenantTx;
 
 const COLUMNS: &str = "s.id, p.origin, s.target, s.resource_type, s.resource_id,
@@ -205,7 +206,7 @@ pub struct PeerRequest<'a> {
     pub now: DateTime<Utc>,
 }
 
-/// A share that was opened for another installation: for a minute, [`read_link`](crate::TenantDb::read_link) shows what it is of.
+/// A share that was opened for another installation: for a minute, [`read_federated`](crate::TenantDb::read_federated) shows what it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FederatedOpening {
@@ -298,5 +299,20 @@ impl Federation {
         let query = sqlx::query_scalar("select tenancy.federation_proof_used($1, $2, $3)").bind(peer.id);
         let query = query.bind(&key.as_bytes()[..]).bind(&proof.nonce.as_bytes()[..]);
         if query.fetch_one(&mut tx).await.map_err(from_sqlx)? { Ok((tx, peer.id, proof.capability)) } else { Err(Error::not_found()) }
+    }
+}
+
+impl TenantDb {
+    /// Begins a transaction that sees, in the `_link` views, what `ticket` stands for, which the [opening](Federation::open) of a share gave: drop
+    /// it when done. If the share is no longer, it sees nothing.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if `ticket` can't be one; [`Unavailable`](ErrorKind::Unavailable).
+    ///
+    /// # Cancel safety
+    /// As [`begin`](TenantDb::begin).
+    pub async fn read_federated(&self, ticket: &str) -> Result<LinkTx> {
+        check_ticket(ticket)?;
+        self.link_tx(&format!("BEGIN READ ONLY; SET LOCAL tenancy.ticket = '{ticket}'"), true).await
     }
 }

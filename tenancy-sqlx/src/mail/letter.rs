@@ -34,7 +34,17 @@ impl std::fmt::Debug for Action {
 
 impl Letter {
     pub(super) fn knows(topic: &str) -> bool {
-        matches!(topic, "quota.threshold" | "quota.resolved" | "member.invited" | "member.sign_in" | "domain.lost" | "webhook.disabled")
+        matches!(
+            topic,
+            "quota.threshold"
+                | "quota.resolved"
+                | "member.invited"
+                | "member.sign_in"
+                | "domain.lost"
+                | "webhook.disabled"
+                | "link.sent"
+                | "share.offered"
+        )
     }
 
     pub(super) fn of(delivery: &Delivery, brand: &Brand) -> Result<Self, DeliveryError> {
@@ -76,6 +86,33 @@ impl Letter {
                 let lines =
                     vec![format!("A webhook to {host} was disabled: {why}."), "It gets nothing until you enable it again.".to_owned()];
                 Self { subject: format!("{product}: a webhook was disabled"), lines, action: None }
+            }
+            "share.offered" => {
+                let owner = text("owner_name").ok_or_else(|| DeliveryError::Refused("the message names no owner".to_owned()))?;
+                let resource = text("resource").unwrap_or_default();
+                let kind = resource.split(':').next().unwrap_or_default().replace('_', " ");
+                let use_ = match text("perms").as_deref() {
+                    Some("write") => "read and change",
+                    Some("comment") => "read and comment on",
+                    _ => "read",
+                };
+                let lines = vec![
+                    format!("{owner} offers to share something with {product}: a {kind}, to {use_}."),
+                    "It shows nothing until an admin accepts it.".to_owned(),
+                ];
+                Self { subject: format!("{product}: {owner} offers to share a {kind}"), lines, action: None }
+            }
+            "link.sent" => {
+                let sender = text("sender").unwrap_or_else(|| "Somebody".to_owned());
+                let mut lines = vec![format!("{sender} of {product} sends you a link.")];
+                lines.extend(text("label").map(|label| format!("It shows: {label}")));
+                if delivery.payload["has_passphrase"] == true {
+                    lines.push("It asks for a passphrase, which you get from the sender.".to_owned());
+                }
+                lines.extend(text("expires_at").map(|until| format!("It can be opened until {until}.")));
+                lines.push("It is for you alone: whoever has it can open it.".to_owned());
+                let action = Some(Action::of(&delivery.secret, "Open it")?);
+                Self { subject: format!("{product}: a link for you"), lines, action }
             }
             _ => {
                 let lines = vec![
@@ -192,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_stopped_is_told_with_its_name() {
+    fn what_happened_is_told_with_its_name() {
         let brand = Brand { product: "Acme".to_owned(), support: None };
         for (topic, payload, words) in [
             ("domain.lost", json!({ "domain": "shop.example.com" }), ["shop.example.com", "TXT record"]),
@@ -200,6 +237,11 @@ mod tests {
                 "webhook.disabled",
                 json!({ "host": "hooks.example.com", "why": "it answered 410" }),
                 ["hooks.example.com", "it answered 410"],
+            ),
+            (
+                "share.offered",
+                json!({ "owner_name": "Globex\r\nCorp", "resource": "time_sheet:018f", "perms": "comment" }),
+                ["Globex Corp offers", "a time sheet, to read and comment on"],
             ),
         ] {
             let message = tenancy_core::outbox::Message::new(topic, "k", payload).expect("a message");

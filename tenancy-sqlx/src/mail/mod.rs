@@ -5,6 +5,8 @@
 //! | `quota.threshold`, `quota.resolved` | what the kit posts | how much of a quota is used |
 //! | `member.invited` | `secret.link` or `secret.token`; `payload.inviter`, `payload.role` if known | the invitation |
 //! | `domain.lost`, `webhook.disabled` | what the kit posts | that something stopped, and why |
+//! | `share.offered` | what the kit posts | who offers to share what |
+//! | `link.sent` | `secret.link`; `payload.sender`, `payload.label` if known | a link that somebody shares |
 //! | `member.sign_in` | `secret.link` or `secret.token` | the link or code to sign in with |
 //!
 //! Other topics are nobody's mail: they count as delivered. The receivers are in `payload.to`, a text or a list of them, or the host

@@ -33,7 +33,9 @@ pub(crate) mod count;
 mod links;
 mod shares;
 
-pub use links::{ForLink, LinkTx, OpenedLink};
+#[cfg(feature = "federation")]
+pub(crate) use links::check_ticket;
+pub use links::{ForLink, LinkTx, OpenedLink, ReadyLink};
 pub use shares::{Direction, Granted};
 
 /// SQL for the newest rows of a shareable table, a tenant's own and those shared with it, in one list.

@@ -154,16 +154,17 @@ impl TenantTx {
 
     /// The mail, in the name of the member who invites.
     async fn message(&mut self, by: &TenantContext, invite: &Invite, link: &LinkBase, token: &Token) -> Result<Message> {
-        let inviter: Option<String> = match by.principal() {
-            Principal::Member { subject, .. } => {
-                let query = sqlx::query_scalar(
-                    "select name from tenancy.members where tenant_id = $1 and status = 'active' and (id::text = $2 or subject = $2) limit 1",
-                );
-                query.bind(self.tenant_id().as_uuid()).bind(subject.as_str()).fetch_optional(self).await.map_err(from_sqlx)?
-            }
-            _ => None,
-        };
+        let inviter = self.name_of(by.principal()).await?;
         message(invite, link, token, inviter.as_deref())
+    }
+
+    /// What a member is called, for mail in their name.
+    pub(crate) async fn name_of(&mut self, who: &Principal) -> Result<Option<String>> {
+        let Principal::Member { subject, .. } = who else { return Ok(None) };
+        let query = sqlx::query_scalar(
+            "select name from tenancy.members where tenant_id = $1 and status = 'active' and (id::text = $2 or subject = $2) limit 1",
+        );
+        query.bind(self.tenant_id().as_uuid()).bind(subject.as_str()).fetch_optional(self).await.map_err(from_sqlx)
     }
 }
 

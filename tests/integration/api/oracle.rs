@@ -603,6 +603,11 @@ async fn a_cursor_at_anothers_thing_is_a_cursor_at_nothing() {
     let lender = lender(&app, [&acme, &globex]).await;
     let before = world(&app, &lender, &acme, &globex).await;
     acme.document(&before[&Whose::Own].project, "the second").await;
+    for path in [format!("documents/{}", before[&Whose::Own].document), format!("shares/{}", before[&Whose::Own].share)] {
+        for body in ["one", "two"] {
+            acme.post(&format!("/api/v1/{path}/comments"), &json!({ "body": body })).await.expect(201);
+        }
+    }
     let after = world(&app, &lender, &acme, &globex).await;
     let mut compared = 0;
     for operation in served(&app)

@@ -10,6 +10,7 @@ use harness::program::command;
 use serde_json::{Value, json};
 
 use super::ABSENT;
+use super::sign_in::Post;
 
 /// Two tenants that may share, and a document of the first with an attachment; beside it, one that is shared with nobody.
 struct Two {
@@ -396,6 +397,10 @@ async fn a_link_shows_its_document_to_whoever_has_it() {
         format!("{path}?ticket={}", "0".repeat(64)),
         format!("/s/{token}/attachments/beside.txt?{ticket}"),
         format!("/s/{token}/attachments/nothing?{ticket}"),
+        // A ticket of another link, also where both are of the same document.
+        format!("{}/attachments/plan.txt?{ticket}", two.acme.link(&two.document).await.1),
+        format!("/s/{}/attachments/plan.txt?{ticket}", "A".repeat(43)),
+        format!("/s/x/attachments/plan.txt?{ticket}"),
     ] {
         stranger.get(&bad).await.expect(404).problem("not-found");
     }
@@ -403,7 +408,10 @@ async fn a_link_shows_its_document_to_whoever_has_it() {
     // One more was opened than shown: a HEAD is no use.
     stranger.ask("HEAD", &url).await.expect(405);
     let listed = two.acme.get("/api/v1/links").await.expect(200).json();
-    assert_eq!((&listed["items"][0]["id"], &listed["items"][0]["uses"], listed["items"][0].get("url")), (&json!(id), &json!(1), None));
+    let of = format!("/api/v1/tenants/{}/links", two.acme.slug);
+    assert_eq!(two.app.operator().get(&of).await.expect(200).json(), listed);
+    let (other, listed) = (&listed["items"][0]["uses"], &listed["items"][1]);
+    assert_eq!((&listed["id"], &listed["uses"], listed.get("url"), other), (&json!(id), &json!(1), None, &json!(0)));
     two.globex.get(&format!("/api/v1/links/{id}")).await.expect(404);
     two.globex.delete(&format!("/api/v1/links/{id}")).await.expect(404);
     two.acme.delete(&format!("/api/v1/links/{id}")).await.expect(204);
@@ -413,6 +421,100 @@ async fn a_link_shows_its_document_to_whoever_has_it() {
     assert!(!two.acme.get(&format!("/api/v1/links/{id}")).await.expect(200).text("revoked_at").is_empty());
     let log = two.acme.get("/api/v1/audit?action=link.open").await.expect(200).json();
     assert_eq!((log["items"].as_array().map(Vec::len), &log["items"][0]["detail"]["client"]), (Some(1), &json!("127.0.0.1")));
+}
+
+/// Whatever is wrong with a token, the answer is the same to the byte, in each way to ask.
+#[tokio::test]
+async fn tokens_that_open_nothing_are_answered_alike() {
+    let two = Two::new().await;
+    let (stranger, mut eye) = (two.app.stranger(), two.app.db_eye().await);
+    let links = async |body: Value| two.acme.post("/api/v1/links", &body).await.expect(201);
+    let of = |more: Value| {
+        let mut body = json!({ "resource": two.resource() });
+        body.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        body
+    };
+    let good = link(&two.acme, of(json!({}))).await;
+    let opened = stranger.get(&good).await.expect(200).json();
+    let mut bad = Vec::new();
+    let used_up = link(&two.acme, of(json!({ "max_uses": 1 }))).await;
+    stranger.get(&used_up).await.expect(200);
+    bad.push(("used up", used_up));
+    let revoked = links(of(json!({}))).await;
+    two.acme.delete(&format!("/api/v1/links/{}", revoked.text("id"))).await.expect(204);
+    bad.push(("revoked", revoked.text("url")));
+    for (why, change) in
+        [("expired", "expires_at = now()"), ("locked", "locked_until = now() + '1 hour', passphrase = '$argon2id$' || passphrase")]
+    {
+        let made = links(of(json!({ "passphrase": "open sesame" }))).await;
+        let sql = format!("update tenancy.share_links set {change} where id = $1::uuid");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(made.text("id")).execute(&mut eye).await.expect("changed");
+        bad.push((why, made.text("url")));
+    }
+    // Another tenant's, which is suspended, or does not want links any more.
+    for why in ["suspended", "switched off"] {
+        let tenant = two.app.tenant(&why.replace(' ', "-")).await;
+        tenant.allow_sharing().await;
+        let document = tenant.document(&tenant.project("p").await, "d").await;
+        bad.push((why, tenant.link(&document).await.1));
+        if why == "suspended" {
+            two.app.operator().ask("POST", &format!("/api/v1/tenants/{}/suspend", tenant.tenant)).await.expect(200);
+        } else {
+            tenant.put("/api/v1/sharing", "").json(&json!({})).await.expect(200);
+        }
+    }
+    let token = good.strip_prefix("/s/").expect("a path");
+    bad.extend([
+        ("truncated", format!("/s/{}", &token[1..])),
+        ("longer", format!("/s/{token}A")),
+        ("forged", format!("/s/{}", token.chars().rev().collect::<String>())),
+        ("in other letters", format!("/s/{}", token.to_uppercase())),
+        ("a ticket", format!("/s/{}", opened["ticket"].as_str().expect("a ticket"))),
+        ("an injection", "/s/'%20or%20true--".to_owned()),
+    ]);
+    let ticket = opened["ticket"].as_str().expect("a ticket");
+    let ways = |path: &str| {
+        [
+            stranger.get(path),
+            stranger.get(path).with("accept", "text/html"),
+            form(stranger.ask("POST", path), "open+sesame"),
+            form(stranger.ask("POST", path), "").with("accept", "text/html"),
+            stranger.get(&format!("{path}/attachments/plan.txt?ticket={ticket}")),
+        ]
+    };
+    for (n, never) in ways(&format!("/s/{}", "A".repeat(43))).into_iter().enumerate() {
+        let never = never.await.expect(404).comparable();
+        for (why, path) in &bad {
+            assert_eq!(ways(path)[n].clone().await.comparable(), never, "{why}, way {n}");
+        }
+        assert_ne!(ways(&good)[n].clone().await.comparable(), never, "the control: way {n}");
+    }
+}
+
+/// So many requests a minute from one client, and then no answer tells anything of the token.
+#[tokio::test]
+async fn a_client_that_asks_too_often_waits() {
+    let app = TestApp::with(|config| config.link_rate = 3).await;
+    let (acme, _) = app.two_tenants().await;
+    app.operator().allow_sharing().await;
+    acme.allow_sharing().await;
+    let document = acme.document(&acme.project("p").await, "d").await;
+    let (id, good) = acme.link(&document).await;
+    let stranger = app.stranger();
+    for (path, status) in [(&*good, 200), ("/s/x", 404), ("/s/x/attachments/y?ticket=z", 404)] {
+        stranger.get(path).await.expect(status);
+    }
+    let refused = stranger.get(&good).await.expect(429);
+    refused.problem("rate");
+    let wait: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=20).contains(&wait), "{wait}");
+    assert_eq!((refused.header("x-robots-tag"), refused.header("cache-control")), ("noindex, nofollow", "no-store"));
+    let unknown = stranger.get(&format!("/s/{}", "A".repeat(43))).await;
+    assert_eq!(unknown.comparable(), refused.comparable());
+    form(stranger.ask("POST", &good), "x").await.expect(429);
+    // None of it was a use, and nothing else is limited.
+    assert_eq!(acme.get(&format!("/api/v1/links/{id}")).await.expect(200).json()["uses"], 1);
+    stranger.get("/healthz").await.expect(200);
 }
 
 #[tokio::test]
@@ -479,6 +581,151 @@ async fn nothing_that_somebody_wrote_is_markup_on_the_page() {
     assert_eq!(html.matches("href=\"").count(), 2);
     let nothing = two.app.stranger().get("/s/nothing").with("accept", "text/html").await.expect(404);
     assert!(String::from_utf8_lossy(&nothing.body).contains("There is nothing here"));
+}
+
+/// A share of `comment` adds, and one of `read` does not: PostgreSQL refuses it. Whose comment it is can be seen, and none beside shows.
+#[tokio::test]
+async fn who_may_comment_does_and_who_may_read_does_not() {
+    let two = Two::new().await;
+    let (acme, globex, own) = (&two.acme, &two.globex, format!("/api/v1/documents/{}/comments", two.document));
+    let say = |body: &str| json!({ "body": body });
+    let first = acme.post(&own, &say("well, well")).await.expect(201);
+    assert_eq!((first.json()["author_tenant"].clone(), first.header("location")), (Value::Null, ""));
+    acme.post(&format!("/api/v1/documents/{}/comments", two.beside), &say("canary")).await.expect(201);
+    for (perms, may) in [("read", false), ("comment", true), ("write", true)] {
+        let share = acme.share(&two.document, globex, perms).await;
+        let path = format!("/api/v1/shares/{share}/comments");
+        let before = two.app.db_everything().await.remove("comments");
+        let ask = globex.post(&path, &say(perms)).with("idempotency-key", perms);
+        if may {
+            let added = ask.clone().await.expect(201);
+            assert_eq!((ask.await.expect(201).text("id"), added.text("author_tenant")), (added.text("id"), globex.name.clone()));
+        } else {
+            ask.await.expect(403).problem("forbidden");
+            assert_eq!(two.app.db_everything().await.remove("comments"), before);
+        }
+        globex.role("viewer").post(&path, &say("x")).await.expect(403);
+        for (body, field) in [(say(""), "body"), (say(" "), "body"), (say(&"x".repeat(4001)), "body"), (json!({}), "body")] {
+            globex.post(&path, &body).await.invalid(field);
+            acme.post(&own, &body).await.invalid(field);
+        }
+        let shown = globex.role("viewer").get(&path).await.expect(200);
+        two.silent(&shown);
+        assert_eq!(shown.json()["items"], acme.get(&own).await.expect(200).json()["items"], "both sides see the same");
+        acme.delete(&format!("/api/v1/shares/{share}")).await.expect(204);
+        globex.get(&path).await.expect(404);
+        globex.post(&path, &say("late")).await.expect(404).problem("not-found");
+    }
+    let all = acme.get(&own).await.expect(200).json();
+    let bodies: Vec<&Value> = all["items"].as_array().expect("items").iter().map(|comment| &comment["body"]).collect();
+    assert_eq!(bodies, ["write", "comment", "well, well"]);
+    let page = acme.get(&format!("{own}?limit=2")).await.expect(200);
+    let rest = acme.get(&format!("{own}?cursor={}", page.text("next_cursor"))).await.expect(200).json();
+    assert_eq!((&rest["items"][0]["body"], &rest["next_cursor"]), (&json!("well, well"), &Value::Null));
+    globex.get(&own).await.expect(404);
+    globex.post(&own, &say("x")).await.expect(404);
+    acme.delete(&format!("/api/v1/documents/{}", two.document)).await.expect(204);
+    acme.get(&own).await.expect(404);
+}
+
+/// Each recipient gets a link of their own by mail, in the tenant's name; nobody else is told it, and its openings name them.
+#[tokio::test]
+async fn links_are_mailed_to_their_recipients_each_with_its_own() {
+    let (post, acme, globex) = Post::start().await;
+    post.app.operator().allow_sharing().await;
+    acme.allow_sharing().await;
+    acme.put("/api/v1/branding", "").json(&json!({ "product_name": "Rocket <Desk>" })).await.expect(200);
+    let document = acme.document(&acme.project("p").await, "the plan").await;
+    let resource = format!("document:{document}");
+    let body = json!({ "resource": resource, "label": "for you", "recipients": ["Ada@example.com", "ben@example.com"], "max_uses": 3 });
+    let ask = acme.post("/api/v1/links", &body).with("idempotency-key", "once");
+    let (made, again) = (ask.clone().await.expect(201), ask.await.expect(201));
+    assert_eq!((made.json(), again.header("idempotency-replayed")), (again.json(), "true"));
+    let items = made.json()["items"].as_array().expect("items").clone();
+    assert_eq!(items.iter().map(|link| &link["recipient"]).collect::<Vec<_>>(), ["ada@example.com", "ben@example.com"]);
+    let (ada, ben) = (post.path("ada@example.com", 0).await, post.path("ben@example.com", 0).await);
+    assert_ne!(ada, ben);
+    let tokens = [&ada, &ben].map(|path| path.strip_prefix("/s/").expect("a link's path"));
+    for token in tokens {
+        made.is_silent_about([token]);
+        assert!(!format!("{:?}", post.app.db_everything().await).contains(token));
+    }
+    let stranger = post.app.stranger();
+    for path in [&ada, &ben, &ben] {
+        assert_eq!(stranger.get(path).await.expect(200).json()["document"]["title"], "the plan");
+    }
+    let log = acme.get("/api/v1/audit?action=link.open").await.expect(200).json();
+    let whose: Vec<&Value> = log["items"].as_array().expect("items").iter().map(|event| &event["detail"]["recipient"]).collect();
+    assert_eq!(whose, ["ben@example.com", "ben@example.com", "ada@example.com"]);
+    let mail = post.smtp.received().into_iter().find(|mail| mail.to == ["ada@example.com"]).expect("a mail");
+    let mail = mail_parser::MessageParser::default().parse(&mail.data).expect("a mail").into_owned();
+    let (text, html) = (mail.body_text(0).expect("text"), mail.body_html(0).expect("HTML"));
+    assert_eq!(mail.subject(), Some("Rocket <Desk>: a link for you"));
+    assert!(text.contains("Somebody of Rocket <Desk> sends you a link.") && text.contains("It shows: for you"), "{text}");
+    assert!(html.contains("Rocket &lt;Desk&gt;") && html.contains(&format!("{ada}\" rel=\"noreferrer\">Open it</a>")), "{html}");
+
+    // One is revoked; the other goes on.
+    acme.delete(&format!("/api/v1/links/{}", items[1]["id"].as_str().expect("an id"))).await.expect(204);
+    stranger.get(&ben).await.expect(404);
+    stranger.get(&ada).await.expect(200);
+    // Whom it was not for has none of it, and what is wrong sends nothing.
+    assert_eq!(globex.get("/api/v1/links").await.expect(200).json()["items"], json!([]));
+    let many: Vec<String> = (0..51).map(|n| format!("{n}@example.com")).collect();
+    for (recipients, field) in [
+        (json!(many), "recipients"),
+        (json!(["ada@example.com", "ADA@example.com"]), "recipients[1]"),
+        (json!(["x"]), "recipients[0]"),
+        (json!("ada@example.com"), "recipients"),
+    ] {
+        acme.post("/api/v1/links", &json!({ "resource": resource, "recipients": recipients })).await.invalid(field);
+    }
+    assert_eq!(acme.get("/api/v1/links").await.expect(200).json()["items"].as_array().map(Vec::len), Some(2));
+}
+
+/// An offer is mailed to the admins of the target, in its branding, and both sides' endpoints can be told what the other did.
+#[tokio::test]
+async fn an_offer_is_mailed_to_the_targets_admins_and_told_to_webhooks() {
+    let (post, acme, globex) = Post::start().await;
+    post.app.operator().allow_sharing().await;
+    for tenant in [&acme, &globex] {
+        tenant.allow_sharing().await;
+        let topics = ["share.offered", "share.accepted", "share.declined", "share.ended"];
+        tenant.post("/api/v1/webhooks", &json!({ "url": "https://hooks.example.com/x", "topics": topics })).await.expect(201);
+    }
+    globex.put("/api/v1/branding", "").json(&json!({ "product_name": "Globe Desk" })).await.expect(200);
+    for (tenant, name, role) in [(&globex, "gus", "admin"), (&globex, "gil", "member"), (&acme, "ann", "admin")] {
+        let member = json!({ "email": format!("{name}@example.com"), "name": name, "role": role });
+        tenant.post("/api/v1/members", &member).await.expect(201);
+    }
+    let document = acme.document(&acme.project("p").await, "a secret title").await;
+    let share = acme.share(&document, &globex, "write").await;
+    globex.delete(&format!("/api/v1/shares/{share}")).await.expect(204);
+    let mail = loop {
+        if let Some(mail) = post.smtp.received().into_iter().find(|mail| mail.to == ["gus@example.com"]) {
+            break mail_parser::MessageParser::default().parse(&mail.data).expect("a mail").into_owned();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let (text, html) = (mail.body_text(0).expect("text"), mail.body_html(0).expect("HTML"));
+    assert_eq!(mail.subject(), Some(format!("Globe Desk: {} offers to share a document", acme.name).as_str()));
+    for body in [&text, &html] {
+        assert!(body.contains("to read and change") && body.contains("Globe Desk") && !body.contains("secret title"), "{body}");
+    }
+    // Each side's endpoint gets what the other did; in whatever order they are delivered.
+    let mut eye = post.app.db_eye().await;
+    for (of, expected) in [(&acme, vec!["share.accepted", "share.ended"]), (&globex, vec!["share.offered"])] {
+        let mut told: Vec<String> = Vec::new();
+        for _ in 0..500 {
+            let sql = "select topic from tenancy.webhook_deliveries where tenant_id = $1::uuid order by topic";
+            told = sqlx::query_scalar(sql).bind(&of.tenant).fetch_all(&mut eye).await.expect("deliveries");
+            if told.len() == expected.len() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(told, expected);
+    }
+    assert!(!post.smtp.received().iter().any(|mail| mail.to != ["gus@example.com"]), "nobody else is told");
 }
 
 /// A process of its own, whose log is read.

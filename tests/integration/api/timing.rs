@@ -108,6 +108,12 @@ fn median(times: &[f64]) -> f64 {
     times[times.len() / 2]
 }
 
+/// What could be a link's token: 43 characters of base64url.
+fn random_token() -> String {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    (0..43).map(|_| char::from(*LETTERS.choose(&mut rand::rng()).expect("letters"))).collect()
+}
+
 /// Projects with a document each, which has an attachment.
 async fn things(of: &Member) -> Vec<[String; 2]> {
     let mut all = Vec::new();
@@ -150,6 +156,24 @@ async fn the_time_of_an_answer_tells_nothing() {
         eprintln!("GET {path}: the control, own or none: {control:.4?}");
         told += usize::from(control.differ());
     }
+    // Links: a token that once opened something, or never did.
+    app.operator().allow_sharing().await;
+    globex.allow_sharing().await;
+    let (mut ended, mut good) = (Vec::new(), Vec::new());
+    for [_, document] in &foreign {
+        let (link, path) = globex.link(document).await;
+        globex.delete(&format!("/api/v1/links/{link}")).await.expect(204);
+        ended.push(app.stranger().get(&path));
+        good.push(app.stranger().get(&globex.link(document).await.1));
+    }
+    let unknown: Vec<Ask> = (0..THINGS).map(|_| app.stranger().get(&format!("/s/{}", random_token()))).collect();
+    let verdict = Verdict::of(&app, &ended, &unknown, [404, 404]).await;
+    eprintln!("GET /s/{{token}}: ended or none: {verdict:.4?}");
+    if verdict.differ() {
+        found.push(format!("/s/{{token}}: {verdict:?}"));
+    }
+    assert!(verdict.resolution <= 10.0, "this machine is too noisy to say anything of links: {verdict:?}");
+    assert!(Verdict::of(&app, &good, &unknown, [200, 404]).await.differ(), "the control: a good link or none");
     assert!(told > 0, "the detector is blind");
     assert_eq!(found, [""; 0]);
 }

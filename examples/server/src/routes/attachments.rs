@@ -385,7 +385,7 @@ async fn current(tx: &mut TenantTx, document: Uuid, name: &str, preconditions: &
     }
 }
 
-async fn exists(tx: &mut TenantTx, document: Uuid) -> Result<()> {
+pub(super) async fn exists(tx: &mut TenantTx, document: Uuid) -> Result<()> {
     let query = sqlx::query("select from documents where tenant_id = $1 and id = $2").bind(tx.tenant_id().as_uuid()).bind(document);
     query.fetch_one(tx).await.map(drop).map_err(from_sqlx)
 }

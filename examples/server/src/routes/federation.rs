@@ -130,7 +130,7 @@ pub(super) async fn document(
     if opened.resource.kind() != DOCUMENT {
         return Err(Error::not_found().into());
     }
-    let mut tx = app.db.read_link(&opened.ticket).await?;
+    let mut tx = app.db.read_federated(&opened.ticket).await?;
     let query = sqlx::query_as("select title, content, created_at, updated_at, version from tenancy_views.documents_link where id = $1");
     let lent = query.bind(opened.resource.id()).fetch_one(&mut tx).await.map_err(from_sqlx)?;
     Ok(axum::Json(lent))

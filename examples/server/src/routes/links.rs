@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use tenancy_core::share::{Link, NewLink};
 use tenancy_core::{Result, Role};
+use tenancy_sqlx::sharing::ReadyLink;
 use tenancy_tower::axum::Problem;
 
 use super::projects::one_more;
@@ -14,6 +15,9 @@ use crate::app::App;
 use crate::extract::{Caller, Id, NoQuery, Path, Query};
 use crate::idempotency::{Answer, Memory, Submitted};
 use crate::page::{List, Page, PageQuery};
+
+/// What the paths of links begin with.
+const OPEN: &str = "/s/";
 
 /// A link, with its address where it is told.
 #[derive(Debug, Serialize)]
@@ -24,6 +28,12 @@ struct Made<'a> {
     url: Option<String>,
 }
 
+/// The links that were mailed, whose addresses only their receivers know.
+#[derive(Debug, Serialize)]
+struct Sent {
+    items: Vec<Link>,
+}
+
 /// The address is told in this answer alone: where the request is sent again with its `Idempotency-Key`, `url` is null, for it was not kept.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -32,15 +42,24 @@ pub(super) async fn create(
     Submitted { body, once }: Submitted<NewLink>,
 ) -> Result<Answer, Problem> {
     cx.require(Role::Admin)?;
+    let mailed = !body.recipients.is_empty();
+    let ready = ReadyLink::new(body).await?;
     let (mut tx, now, by) = (app.db.begin(&cx).await?, app.now(), cx.principal().actor());
     if let Some(answer) = once.claim(&mut tx, Memory::Tenant, &by, now).await? {
         return Ok(answer);
     }
-    let (link, token) = tx.create_link(&cx, &body).await?;
+    if mailed {
+        let items = tx.send_links(&cx, &ready, &app.link(&cx.tenant().slug, OPEN)?).await?;
+        let answer = Answer::added(&Sent { items })?;
+        once.remember(&mut tx, Memory::Tenant, &by, &answer).await?;
+        tx.commit().await?;
+        return Ok(answer);
+    }
+    let (link, token) = tx.create_link(&cx, &ready).await?;
     let location = format!("/api/v1/links/{}", link.id);
     let kept = Answer::made(&Made { link: &link, url: None }, location.clone())?;
     once.remember(&mut tx, Memory::Tenant, &by, &kept).await?;
-    let told = Answer::made(&Made { link: &link, url: Some(format!("/s/{}", token.expose())) }, location)?;
+    let told = Answer::made(&Made { link: &link, url: Some(format!("{OPEN}{}", token.expose())) }, location)?;
     tx.commit().await?;
     Ok(told)
 }

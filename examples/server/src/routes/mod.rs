@@ -13,6 +13,7 @@ use tenancy_tower::{AdmitLayer, HostResolver, ResolveTenant, ResolveTenantLayer}
 use crate::app::App;
 use crate::edge::edge;
 use crate::impersonation::impersonate;
+use crate::link_rate;
 use crate::operator::{require_operator, require_role};
 use crate::problem;
 use crate::signed_in::identify;
@@ -24,6 +25,7 @@ mod attachments;
 mod audit;
 mod backups;
 mod branding;
+mod comments;
 mod config;
 mod documents;
 mod domains;
@@ -159,6 +161,7 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/federation/peers", federation::add),
         route(Method::DELETE, "/api/v1/federation/peers/{peer}", federation::remove),
         route(Method::POST, "/api/v1/federation/peers/{peer}/rotate", federation::rotate),
+        route(Method::GET, "/api/v1/tenants/{tenant}/links", sharing::links_of_tenant).open_to(Viewer),
     ]
 }
 
@@ -183,6 +186,8 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::GET, ATTACHMENT, attachments::download),
         route(Method::PUT, ATTACHMENT, attachments::upload),
         route(Method::DELETE, ATTACHMENT, attachments::delete),
+        route(Method::GET, "/api/v1/documents/{document}/comments", comments::list),
+        route(Method::POST, "/api/v1/documents/{document}/comments", comments::add),
         route(Method::GET, "/api/v1/me", members::me),
         route(Method::GET, "/api/v1/members", members::list),
         route(Method::POST, "/api/v1/members", members::create),
@@ -238,6 +243,8 @@ fn tenant_routes() -> Vec<Route> {
         route(Method::PATCH, "/api/v1/shares/{share}/document", shared::change),
         route(Method::GET, "/api/v1/shares/{share}/attachments", shared::list_attachments),
         route(Method::GET, "/api/v1/shares/{share}/attachments/{name}", shared::download),
+        route(Method::GET, "/api/v1/shares/{share}/comments", comments::list_shared),
+        route(Method::POST, "/api/v1/shares/{share}/comments", comments::add_shared),
         route(Method::GET, "/api/v1/documents", shared::list),
         route(Method::POST, "/api/v1/links", links::create),
         route(Method::GET, "/api/v1/links", links::list),
@@ -277,7 +284,7 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, host: Option<
         .route_layer(ResolveTenantLayer::new(catalog, Callers::or_visiting(&resolver, host)))
         .route_layer(from_fn_with_state(Arc::clone(app), impersonate))
         .route_layer(from_fn_with_state(Arc::clone(app), identify));
-    let links = mount(link_routes()).layer(from_fn(public::shield));
+    let links = mount(link_routes()).layer(from_fn_with_state(Arc::clone(app), link_rate::limit)).layer(from_fn(public::shield));
     let mut router = mount(open_routes()).merge(links).merge(tenants).merge(visitors);
     // For people who follow a link in a mail, and no part of the API.
     router = router

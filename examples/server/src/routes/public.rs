@@ -140,7 +140,7 @@ async fn shown(app: &App, asker: &Asker, token: &str, passphrase: Option<&str>) 
     if opened.resource.kind() != DOCUMENT {
         return Err(Error::not_found());
     }
-    let mut tx = app.db.read_link(&opened.ticket).await?;
+    let mut tx = app.db.read_link(token, &opened.ticket).await?;
     let query = sqlx::query_as("select title, content, updated_at from tenancy_views.documents_link where id = $1");
     let document = query.bind(opened.resource.id()).fetch_one(&mut tx).await.map_err(from_sqlx)?;
     let query = sqlx::query_as("select name, size, content_type from tenancy_views.attachments_link where document_id = $1 order by name");
@@ -158,15 +158,15 @@ pub(super) struct TicketQuery {
     ticket: String,
 }
 
-/// The ticket decides: it stands for an opening of the link.
+/// The ticket decides: it stands for an opening of this link.
 pub(super) async fn download(
     State(app): State<Arc<App>>,
-    Path((_token, name)): Path<(String, String)>,
+    Path((token, name)): Path<(String, String)>,
     Query(TicketQuery { ticket }): Query<TicketQuery>,
     preconditions: Preconditions,
 ) -> Result<Response, Problem> {
     attachments::check_name(&name)?;
-    let mut tx = app.db.read_link(&ticket).await?;
+    let mut tx = app.db.read_link(&token, &ticket).await?;
     let sql = format!("select tenant_id, {} from tenancy_views.attachments_link where name = $1", attachments::COLUMNS);
     let found = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(&name).fetch_one(&mut tx).await.map_err(from_sqlx)?;
     // Whoever reads slowly must not hold a connection.

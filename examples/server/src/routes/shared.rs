@@ -54,7 +54,7 @@ impl Shown {
 }
 
 /// The id of the document that a share is of.
-fn document(of: &Granted) -> Result<Uuid> {
+pub(super) fn document(of: &Granted) -> Result<Uuid> {
     if of.resource.kind() == DOCUMENT { Ok(of.resource.id()) } else { Err(Error::not_found()) }
 }
 

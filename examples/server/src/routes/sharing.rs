@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::http::header::ETAG;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
-use tenancy_core::share::{PlatformSharing, Share, SharingPolicy};
+use tenancy_core::share::{Link, PlatformSharing, Share, SharingPolicy};
 use tenancy_core::{Error, Result, Role, TenantId};
 use tenancy_sqlx::TenantTx;
 use tenancy_tower::axum::Problem;
@@ -115,4 +115,17 @@ pub(super) async fn of_tenant(
     let tenant = find(&app, &tenant).await?;
     let shares = begin_about(&app, &by, &tenant, "read a tenant's shares").await?.shares(tenant.id, before, one_more(limit)).await?;
     Ok(axum::Json(Page::from_one_more(shares, limit, List::Shares, |share| share.id)))
+}
+
+/// A tenant's links, for operators: whose recipients they see, and no token.
+pub(super) async fn links_of_tenant(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(query): Query<PageQuery>,
+) -> Result<axum::Json<Page<Link>>, Problem> {
+    let (limit, before) = (query.limit()?, query.before(List::Links)?);
+    let tenant = find(&app, &tenant).await?;
+    let links = begin_about(&app, &by, &tenant, "read a tenant's links").await?.links(tenant.id, before, one_more(limit)).await?;
+    Ok(axum::Json(Page::from_one_more(links, limit, List::Links, |link| link.id)))
 }
