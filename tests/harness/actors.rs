@@ -84,6 +84,31 @@ impl Operator {
         (self.with_token(&made.text("token")), made.text("id"))
     }
 
+    /// Asks for long work on a tenant, and gives the operation once it is over.
+    pub async fn work(&self, tenant: &str, verb: &str, body: Option<&Value>) -> Value {
+        let path = format!("/api/v1/tenants/{tenant}/{verb}");
+        let asked = match body {
+            Some(body) => self.post(&path, body).await,
+            None => self.ask("POST", &path).await,
+        };
+        let at = asked.expect(202).header("location").to_owned();
+        for _ in 0..600 {
+            let operation = self.get(&at).await.expect(200).json();
+            if operation["state"] == "done" || operation["state"] == "failed" {
+                return operation;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{verb} of {tenant} takes for ever");
+    }
+
+    /// Takes a backup of a tenant, and gives its id.
+    pub async fn back_up(&self, tenant: &str) -> String {
+        let done = self.work(tenant, "backup", None).await;
+        assert_eq!(done["state"], "done", "{done}");
+        done["id"].as_str().expect("an id").to_owned()
+    }
+
     /// Lets tenants share on this platform.
     pub async fn allow_sharing(&self) {
         self.put("/api/v1/sharing-platform", "").json(&json!({ "enabled": true, "links": true })).await.expect(200);

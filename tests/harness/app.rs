@@ -49,6 +49,8 @@ impl TestApp {
         config.jwt_secret = Some(std::str::from_utf8(SECRET).expect("ASCII").into());
         config.drain_delay = Duration::ZERO;
         config.dns = Some("127.0.0.1:1".to_owned()); // nobody's: a test that asks brings its own
+        config.backup_key = Some("the key of the tests' backups, of more than 32 bytes".into());
+        config.backup_pace = 0;
         config.certificate_key = Some("the key of the tests' certificates, of more than 32 bytes".into());
         config.federation_key = Some(format!("the key of the test's installation {}", folder.0.display()).into());
         config.federation_loopback = true;

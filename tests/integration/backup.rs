@@ -414,7 +414,10 @@ async fn behind_the_fence_the_tenant_gets_an_answer_to_try_again_and_others_are_
     }
     let mut resume = world.kit.db.dangerous().begin_system("a test resumes").await.expect("system");
     let active = tenancy_core::TenantChange::status(tenancy_core::TenantStatus::Active);
-    let held = resume.update_tenant(acme.tenant_id(), active, None, chrono::Utc::now()).await.expect_err("it is being restored");
+    let held = resume
+        .update_tenant(acme.tenant_id(), active, None, tenancy_core::Clock::now(&tenancy_core::SystemClock))
+        .await
+        .expect_err("it is being restored");
     assert_eq!(held.kind(), ErrorKind::Conflict);
     // While rows are held by the restore, another tenant waits for nothing.
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use chrono::TimeDelta;
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _};
@@ -13,14 +12,12 @@ use tenancy_core::objects::into_error;
 use tenancy_core::{Actor, ErrorKind, Result, TenantId};
 use uuid::Uuid;
 
+use super::archive::YOUNG;
 use super::objects;
 use super::take::OBJECTS;
 use super::{Backups, remove};
 use crate::dangerous::begin_admin;
 use crate::error::from_sqlx;
-
-/// For how long an archive that belongs to no backup is kept: one that is recorded soon may be among them.
-const YOUNG: TimeDelta = TimeDelta::days(2);
 
 impl Backups {
     /// Queues the removal of what was deleted, for one tenant with which nothing else is done; gives whose.

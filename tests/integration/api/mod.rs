@@ -2,6 +2,7 @@
 
 mod attachments;
 mod audit;
+mod backups;
 mod bad_input;
 mod config;
 mod documents;

@@ -1,0 +1,146 @@
+//! Backups over HTTP: taken, compared, restored, held and deleted, while others are served.
+
+use harness::actors::{Actor as _, Member};
+use harness::app::TestApp;
+use serde_json::{Value, json};
+
+use super::ABSENT;
+
+/// What a member sees of a tenant's documents and their attachments.
+async fn seen(of: &Member) -> Vec<(Value, Vec<u8>)> {
+    let mut all = Vec::new();
+    for document in of.get("/api/v1/documents?limit=200").await.expect(200).json()["items"].as_array().expect("documents") {
+        let at = format!("/api/v1/documents/{}", document["id"].as_str().expect("an id"));
+        let content = of.get(&format!("{at}/attachments/a.bin")).await;
+        all.push((of.get(&at).await.expect(200).json(), content.body));
+    }
+    all
+}
+
+async fn fill(of: &Member, seed: u8) -> Vec<String> {
+    let project = of.project("Launch").await;
+    let mut documents = Vec::new();
+    for n in 0..6 {
+        let document = of.document(&project, &format!("plan {n}")).await;
+        of.attach(&document, "a.bin", &vec![seed + n; 2_000]).await.expect(201);
+        documents.push(document);
+    }
+    documents
+}
+
+#[tokio::test]
+async fn what_a_tenant_lost_is_back_and_another_tenants_traffic_went_on() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let documents = fill(&acme, 0).await;
+    fill(&globex, 100).await;
+    let (was, others) = (seen(&acme).await, seen(&globex).await);
+    let level = acme.get("/api/v1/tenant/quotas").await.expect(200).json();
+    let backup = app.operator().back_up(&acme.slug).await;
+
+    for document in &documents[..3] {
+        acme.delete(&format!("/api/v1/documents/{document}")).await.expect(204);
+    }
+    acme.delete(&format!("/api/v1/documents/{}/attachments/a.bin", documents[3])).await.expect(204);
+    let other_project = acme.project("Not in the backup").await;
+    acme.document(&other_project, "Neither is this").await;
+    let damaged = seen(&acme).await;
+
+    let told = app.operator().work(&acme.slug, "restore", Some(&json!({ "backup": backup, "dry_run": true }))).await;
+    let tables = &told["result"]["tables"];
+    let counts = |table: &str| ["removed", "changed", "added"].map(|how| tables[table][how].as_i64().unwrap_or(-1));
+    assert_eq!((counts("public.documents"), counts("public.attachments"), counts("public.projects")), ([1, 0, 3], [0, 0, 4], [1, 0, 0]));
+    assert_eq!(told["result"]["objects"], json!({ "removed": 0, "changed": 0, "added": 4 }));
+    assert_eq!(seen(&acme).await, damaged, "it only told");
+    assert!(tables.get("public.idempotency_keys").is_none());
+
+    // Another tenant works all the while.
+    let traffic = {
+        let globex = globex.clone();
+        tokio::spawn(async move {
+            let mut asked = 0;
+            loop {
+                globex.get("/api/v1/documents").await.expect(200);
+                asked += 1;
+                if asked > 2_000 {
+                    return asked;
+                }
+            }
+        })
+    };
+    let done = app.operator().work(&acme.slug, "restore", Some(&json!({ "backup": backup }))).await;
+    assert_eq!(done["state"], "done", "{done}");
+    traffic.abort();
+    assert!(traffic.await.is_err_and(|error| error.is_cancelled()), "no request of the other tenant failed");
+    assert_eq!(seen(&acme).await, was);
+    assert_eq!(seen(&globex).await, others);
+    assert_eq!(acme.get("/api/v1/tenant/quotas").await.expect(200).json()["items"], level["items"], "and so are its gauges");
+    acme.document(&acme.project("after").await, "after").await;
+
+    // The audit log tells it, and was not put back itself.
+    let audit = app.operator().get(&format!("/api/v1/tenants/{}/audit?limit=200", acme.slug)).await.expect(200).json().to_string();
+    for action in ["backup.take", "tenant.restore", "operation.queue"] {
+        assert!(audit.contains(action), "{action}");
+    }
+}
+
+#[tokio::test]
+async fn backups_are_listed_held_and_let_go() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    fill(&acme, 0).await;
+    let (backup, theirs) = (app.operator().back_up(&acme.slug).await, app.operator().back_up(&globex.slug).await);
+    let list = format!("/api/v1/tenants/{}/backups", acme.slug);
+    let at = format!("{list}/{backup}");
+    let items = app.operator().get(&list).await.expect(200).json()["items"].as_array().expect("items").clone();
+    assert_eq!((items.len(), &items[0]["id"], &items[0]["objects"]), (1, &json!(backup), &json!(6)));
+    assert_eq!(app.operator().get(&at).await.expect(200).json(), items[0]);
+    acme.get(&list).await.problem("unauthenticated");
+
+    let hold = |body: Value| app.operator().patch(&at, &body);
+    assert_eq!(hold(json!({ "hold": "litigation 4711" })).await.expect(200).json()["hold"], "litigation 4711");
+    app.operator().delete(&at).await.problem("conflict");
+    for bad in [json!({}), json!({ "hold": "x" }), json!({ "hold": 1 }), json!({ "hold": "a\nb" })] {
+        hold(bad).await.problem("invalid");
+    }
+    app.operator().delete(&format!("/api/v1/tenants/{}", acme.slug)).await.expect(204);
+    let erase = json!({ "confirm": acme.slug, "reason": "the contract ended" });
+    let refused = app.operator().post(&format!("/api/v1/tenants/{}/erase", acme.slug), &erase).await;
+    assert!(refused.problem("conflict").to_string().contains("litigation 4711"), "a backup that is held holds the tenant");
+    app.operator().post(&format!("/api/v1/tenants/{}/restore", acme.slug), &json!({ "backup": backup })).await.problem("conflict");
+    hold(json!({ "hold": null })).await.expect(200);
+    app.operator().delete(&at).await.expect(204);
+    app.operator().get(&at).await.problem("not-found");
+
+    for (method, path, body) in [
+        ("GET", format!("{list}/{theirs}"), None),
+        ("DELETE", format!("{list}/{theirs}"), None),
+        ("GET", format!("{list}/{ABSENT}"), None),
+        ("GET", format!("{list}/x"), None),
+        ("POST", format!("/api/v1/tenants/{}/restore", globex.slug), Some(json!({ "backup": backup }))),
+        ("POST", format!("/api/v1/tenants/{}/restore", globex.slug), Some(json!({ "backup": ABSENT }))),
+    ] {
+        let ask = app.operator().ask(method, &path);
+        match body {
+            Some(body) => ask.json(&body).await.problem("not-found"),
+            None => ask.await.problem("not-found"),
+        };
+    }
+    for bad in [json!({}), json!({ "backup": "x" }), json!({ "backup": theirs, "tables": [] }), json!({ "backup": theirs, "more": 1 })] {
+        app.operator().post(&format!("/api/v1/tenants/{}/restore", globex.slug), &bad).await.problem("invalid");
+    }
+    // With the tenant its archives and keys are gone.
+    let done = app.operator().work(&acme.slug, "erase", Some(&erase)).await;
+    assert_eq!(done["state"], "done", "{done}");
+    let left = app.config.data_dir.join("objects").join("backups").join(&acme.tenant);
+    let files = |folder: &std::path::Path| -> usize {
+        let mut todo = vec![folder.to_path_buf()];
+        let mut files = 0;
+        while let Some(at) = todo.pop() {
+            for entry in std::fs::read_dir(&at).into_iter().flatten().flatten() {
+                if entry.path().is_dir() { todo.push(entry.path()) } else { files += 1 }
+            }
+        }
+        files
+    };
+    assert_eq!(files(&left), 0);
+    assert!(files(&left.with_file_name(&globex.tenant)) > 0);
+}
