@@ -43,7 +43,9 @@ use crate::db::TenantDb;
 use crate::operations::{Handler, Operation, Operations, Progress};
 
 pub mod archive;
+mod clone;
 mod details;
+mod drill;
 mod fit;
 mod keys;
 mod objects;
@@ -58,7 +60,7 @@ mod take;
 
 pub use keys::BackupKeys;
 pub use record::Backup;
-pub use request::NewRestore;
+pub use request::{NewClone, NewRestore};
 
 use archive::{ArchiveKey, ArchiveReader, Blobs, Expect};
 
@@ -80,6 +82,10 @@ impl Backups {
     pub const TAKE: &str = "backup";
     /// The kind of operation that restores one.
     pub const RESTORE: &str = "restore";
+    /// The kind of operation that makes another tenant of one.
+    pub const CLONE: &str = "clone";
+    /// The kind of operation that proves that one can be restored.
+    pub const DRILL: &str = "drill";
     /// The kind of operation that removes what was deleted.
     pub const SWEEP: &str = "sweep";
     /// How fast a backup reads unless [said](Backups::with_pace), in bytes a second.
@@ -124,7 +130,9 @@ impl Backups {
     /// The worker, which does backups and all that is done with them from here on.
     #[must_use]
     pub fn does(&self, worker: Operations) -> Operations {
-        [Self::TAKE, Self::RESTORE, Self::SWEEP].into_iter().fold(worker, |worker, kind| worker.with(kind, self.clone()))
+        [Self::TAKE, Self::RESTORE, Self::CLONE, Self::DRILL, Self::SWEEP]
+            .into_iter()
+            .fold(worker, |worker, kind| worker.with(kind, self.clone()))
     }
 
     async fn halted(&self, step: &str) {
@@ -168,6 +176,8 @@ impl Handler for Backups {
         match operation.kind.as_str() {
             Self::TAKE => self.take(operation, progress).await,
             Self::RESTORE => self.restore(operation, progress).await,
+            Self::CLONE => self.clone_tenant(operation, progress).await,
+            Self::DRILL => self.drill(operation, progress).await,
             Self::SWEEP => self.sweep(TenantId::from_uuid(operation.tenant_id)?).await,
             other => Err(Error::new(ErrorKind::Internal, format!("{other} is not for backups to do"))),
         }

@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tenancy_core::{Error, ErrorKind, Result, TenantId, TenantStatus};
+use tenancy_core::{Error, ErrorKind, NewTenant, Result, Tenant, TenantId, TenantSlug, TenantStatus};
 use uuid::Uuid;
 
 use super::Backups;
 use super::take::may_be_backed_up;
+use crate::error::from_sqlx;
 use crate::operations::Operation;
 use crate::tx::SystemTx;
 
@@ -66,6 +67,30 @@ impl NewRestore {
     }
 }
 
+/// Which tenant to make of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct NewClone {
+    /// Of which backup.
+    pub backup: Uuid,
+    /// The new tenant's name in addresses.
+    pub slug: TenantSlug,
+    /// Its name for people; that of the other one unless said.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Leave out what the database has no table or column for any more, instead of refusing.
+    #[serde(default)]
+    pub may_lose: bool,
+}
+
+impl NewClone {
+    /// A tenant of this name, of this backup.
+    pub const fn new(backup: Uuid, slug: TenantSlug) -> Self {
+        Self { backup, slug, name: None, may_lose: false }
+    }
+}
+
 impl SystemTx {
     /// Queues a backup of a tenant that is active, suspended or archived.
     ///
@@ -104,5 +129,45 @@ impl SystemTx {
         }
         self.backup(tenant, restore.backup).await?;
         self.queue_operation(tenant, Backups::RESTORE, json!(restore), request_id).await
+    }
+
+    /// Queues the making of a new tenant out of a backup of `tenant`: its rows, objects, settings, branding, flags and quotas, but nobody's
+    /// membership. It is active in the moment in which all is there.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) without such a tenant or backup of it; [`Invalid`](ErrorKind::Invalid) at `name`;
+    /// [`Conflict`](ErrorKind::Conflict) for a slug that is taken, and a tenant with another operation under way.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn request_clone(&mut self, tenant: TenantId, clone: &NewClone, request_id: Option<Uuid>) -> Result<Operation> {
+        may_be_backed_up(self, tenant).await?;
+        self.backup(tenant, clone.backup).await?;
+        if let Some(name) = &clone.name {
+            Tenant::new(NewTenant::new(clone.slug.clone(), name), chrono::DateTime::UNIX_EPOCH)?;
+        }
+        let taken = sqlx::query_scalar("select exists (select from tenancy.tenants where slug = $1 and status <> 'erased')");
+        if taken.bind(clone.slug.as_str()).fetch_one(&mut *self).await.map_err(from_sqlx)? {
+            return Err(Error::new(ErrorKind::Conflict, "the slug is taken: choose another"));
+        }
+        self.queue_operation(tenant, Backups::CLONE, json!(clone), request_id).await
+    }
+
+    /// Queues a drill: the restoration of a backup, or of the newest one, into a tenant that is never seen and is gone at the end. Its result
+    /// says what was proved.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) without such a tenant or backup of it; [`Conflict`](ErrorKind::Conflict) for a tenant with another
+    /// operation under way.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn request_drill(&mut self, tenant: TenantId, backup: Option<Uuid>, request_id: Option<Uuid>) -> Result<Operation> {
+        may_be_backed_up(self, tenant).await?;
+        let backup = match backup {
+            Some(backup) => self.backup(tenant, backup).await?.id,
+            None => self.backups(tenant, None, 1).await?.first().ok_or_else(Error::not_found)?.id,
+        };
+        self.queue_operation(tenant, Backups::DRILL, json!({ "backup": backup }), request_id).await
     }
 }

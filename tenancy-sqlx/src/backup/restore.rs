@@ -25,17 +25,17 @@ use crate::settle::settle;
 use crate::tx::SystemTx;
 
 /// A backup that is open, and how it fits the database.
-struct Source {
-    archive: ArchiveReader,
-    details: Details,
+pub(super) struct Source {
+    pub(super) archive: ArchiveReader,
+    pub(super) details: Details,
     /// All tables of now.
-    tables: Vec<Table>,
-    fits: Fits,
+    pub(super) tables: Vec<Table>,
+    pub(super) fits: Fits,
 }
 
 impl Source {
     /// How many rows the backup has of a table, and their hash.
-    fn segment(&self, fit: &Fit) -> Result<(u64, &str)> {
+    pub(super) fn segment(&self, fit: &Fit) -> Result<(u64, &str)> {
         let segment = self.archive.segments().iter().find(|segment| segment.name == fit.was.sql);
         let segment = segment.ok_or_else(|| Error::invalid("archive", format!("has no rows of {}", fit.was.sql)))?;
         Ok((segment.rows, &segment.hash))
@@ -60,7 +60,7 @@ impl Backups {
         }
     }
 
-    async fn source(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<Source> {
+    pub(super) async fn source(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<Source> {
         progress.at("checking the archive", 0, None, "").await?;
         let backup = progress.read().await?.backup(tenant, asked.backup).await?;
         let (archive, _) = self.open(&backup).await?;
@@ -72,7 +72,7 @@ impl Backups {
         Ok(Source { archive, details, tables, fits })
     }
 
-    async fn stage(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
+    pub(super) async fn stage(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
         let mut total = 0;
         for (n, fit) in source.fits.fits.iter().enumerate() {
             progress.at(&format!("loading {}", fit.was.sql), total, None, "rows").await?;
@@ -190,7 +190,7 @@ impl Backups {
         tx.update_tenant(tenant, TenantChange::status(was), None, self.db.inner().clock.now()).await.map(drop)
     }
 
-    async fn refresh(&self) {
+    pub(super) async fn refresh(&self) {
         if let Err(error) = self.db.catalog().refresh().await {
             tracing::warn!(?error, "the catalog was not refreshed during a restore");
         }
@@ -229,12 +229,7 @@ impl Backups {
         for (fit, changed) in fits.iter().zip(&changed) {
             self.verify(&mut restoring, source, fit, changed).await?;
         }
-        let counted = restoring.counted(fits).await?;
-        let mut tx = restoring.into_admin().await?;
-        for (table, column, highest) in counted {
-            let query = sqlx::query("select tenancy.restore_sequence($1::regclass, $2::name, $3)").bind(table).bind(column).bind(highest);
-            query.execute(&mut tx).await.map_err(from_sqlx)?;
-        }
+        let mut tx = self.written(restoring, fits).await?;
         sqlx::query("select tenancy.restore_shares()").execute(&mut tx).await.map_err(from_sqlx)?;
         if asked.tables.is_none() {
             self.put_settings(&mut tx, &source.details.tenant, tenant, operation).await?;
@@ -252,8 +247,19 @@ impl Backups {
         tx.commit().await
     }
 
+    /// What follows once the rows are written: sequences go on after them.
+    pub(super) async fn written(&self, mut restoring: Restoring<'_>, fits: &[Fit]) -> Result<SystemTx> {
+        let counted = restoring.counted(fits).await?;
+        let mut tx = restoring.into_admin().await?;
+        for (table, column, highest) in counted {
+            let query = sqlx::query("select tenancy.restore_sequence($1::regclass, $2::name, $3)").bind(table).bind(column).bind(highest);
+            query.execute(&mut tx).await.map_err(from_sqlx)?;
+        }
+        Ok(tx)
+    }
+
     /// Makes sure that a table is to the last bit what the backup has.
-    async fn verify(&self, restoring: &mut Restoring<'_>, source: &Source, fit: &Fit, changed: &Changed) -> Result<()> {
+    pub(super) async fn verify(&self, restoring: &mut Restoring<'_>, source: &Source, fit: &Fit, changed: &Changed) -> Result<()> {
         let (rows, hash) = source.segment(fit)?;
         let wrong =
             |what: &str| Error::new(ErrorKind::Conflict, format!("{} has other {what} than the backup after a restore", fit.table.sql));
@@ -267,7 +273,7 @@ impl Backups {
     }
 
     /// The tenant's settings, branding, flags and gauges. Its slug, plan and quotas are the provider's.
-    async fn put_settings(&self, tx: &mut SystemTx, was: &Was, tenant: TenantId, operation: &Operation) -> Result<()> {
+    pub(super) async fn put_settings(&self, tx: &mut SystemTx, was: &Was, tenant: TenantId, operation: &Operation) -> Result<()> {
         let by = tx.actor().to_string();
         sqlx::query("select tenancy.change_config($1, $2, true, null, $3, $4, null)")
             .bind(tenant.as_uuid())
@@ -300,7 +306,7 @@ impl Backups {
     }
 
     /// The keys of the contents that a backup lists.
-    async fn key_of<'k>(&self, keys: &'k mut BTreeMap<Uuid, ArchiveKey>, tenant: TenantId, id: Uuid) -> Result<&'k ArchiveKey> {
+    pub(super) async fn key_of<'k>(&self, keys: &'k mut BTreeMap<Uuid, ArchiveKey>, tenant: TenantId, id: Uuid) -> Result<&'k ArchiveKey> {
         if let std::collections::btree_map::Entry::Vacant(vacant) = keys.entry(id) {
             vacant.insert(self.keys.tenant_key(&self.db, tenant, id).await?);
         }
@@ -317,7 +323,12 @@ impl Backups {
 
     /// Puts back what is not there at all.
     async fn put_missing(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
-        let Some(store) = self.store_of(tenant)? else { return Ok(()) };
+        self.put_into(source, (tenant, tenant), progress).await
+    }
+
+    /// Puts what one tenant's backup has into another one's store, unless it is there.
+    pub(super) async fn put_into(&self, source: &Source, (tenant, into): (TenantId, TenantId), progress: &Progress) -> Result<()> {
+        let Some(store) = self.store_of(into)? else { return Ok(()) };
         let (mut keys, mut teller, mut looked) = (BTreeMap::new(), Teller::new(progress), 0);
         let total = Some(source.details.objects.count);
         let mut lines = objects::lines(source.archive.segment(OBJECTS)?);

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Row as _};
-use tenancy_core::{Actor, Error, ErrorKind, Result, TenantId};
+use tenancy_core::{Actor, Error, ErrorKind, NewTenant, Result, TenantId};
 
 use super::fit::Fit;
 use super::tables::{self, Table, quoted};
@@ -225,11 +226,36 @@ impl<'a> Restoring<'a> {
         Ok(highest)
     }
 
-    /// The rows are written: what is left is the kit's own business, with its triggers.
-    pub(super) async fn into_admin(mut self) -> Result<SystemTx> {
+    /// Makes the tenant first, where what is restored is another one than before.
+    pub(super) async fn create(&mut self, new: NewTenant, now: DateTime<Utc>) -> Result<()> {
+        self.become_admin().await?;
+        self.tx.create_tenant(new, now).await?;
+        let restore = self.inner.roles.restore();
+        let sql = format!("SET LOCAL ROLE {restore}; SET LOCAL session_replication_role = replica");
+        self.tx.control(&sql).await.map_err(from_sqlx)
+    }
+
+    async fn become_admin(&mut self) -> Result<()> {
         let (restore, admin) = (self.inner.roles.restore(), self.inner.roles.admin());
         let sql = format!("SET LOCAL ROLE {restore}; SET LOCAL session_replication_role = origin; SET LOCAL ROLE {admin}");
-        self.tx.control(&sql).await.map_err(from_sqlx)?;
+        self.tx.control(&sql).await.map_err(from_sqlx)
+    }
+
+    /// How many rows of somebody else it sees, or could delete.
+    pub(super) async fn others(&mut self, table: &Table) -> Result<u64> {
+        let (from, column) = (table.from(), quoted(&table.tenant_column));
+        let sql = format!(
+            "with gone as (delete from {from} t where t.{column} <> $1 returning 1)
+             select (select count(*) from {from} t where t.{column} <> $1) + (select count(*) from gone)"
+        );
+        let rows: i64 =
+            sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await.map_err(from_sqlx)?;
+        Ok(rows.cast_unsigned())
+    }
+
+    /// The rows are written: what is left is the kit's own business, with its triggers.
+    pub(super) async fn into_admin(mut self) -> Result<SystemTx> {
+        self.become_admin().await?;
         Ok(self.tx)
     }
 

@@ -1,0 +1,100 @@
+//! Proves that a backup can be restored: by restoring it, into a tenant that nobody ever sees.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use futures_util::TryStreamExt as _;
+use serde_json::{Value, json};
+use tenancy_core::{AuditEvent, Error, ErrorKind, NewTenant, Outcome, Result, TenantId, TenantStatus};
+use uuid::Uuid;
+
+use super::details::Counted;
+use super::objects;
+use super::restore::Source;
+use super::session::Restoring;
+use super::take::{OBJECTS, Teller};
+use super::{Backups, NewRestore};
+use crate::operations::{Operation, Progress, is_tried_again};
+
+impl Backups {
+    pub(super) async fn drill(&self, operation: &Operation, progress: &Progress) -> Result<Value> {
+        let tenant = TenantId::from_uuid(operation.tenant_id)?;
+        let backup: Uuid = serde_json::from_value(operation.input["backup"].clone())
+            .map_err(|error| Error::new(ErrorKind::Internal, "the operation can't be read").with_source(error))?;
+        let report = self.drilled(backup, tenant, progress).await;
+        let (outcome, detail) = match &report {
+            Ok(report) => (Outcome::Done, report.clone()),
+            Err(error) if is_tried_again(error) => return report,
+            Err(error) => (Outcome::Denied, json!({ "error": error.to_string() })),
+        };
+        let mut tx = progress.begin().await?;
+        let mut event = AuditEvent::new(tx.actor().clone(), "backup.drill", backup.to_string()).with_tenant(tenant).with_detail(detail);
+        event.outcome = outcome;
+        tx.audit(&event).await?;
+        match &report {
+            Ok(report) => progress.done(&mut tx, report).await?,
+            Err(error) => progress.failed(&mut tx, error).await?,
+        }
+        tx.commit().await?;
+        report
+    }
+
+    async fn drilled(&self, backup: Uuid, tenant: TenantId, progress: &Progress) -> Result<Value> {
+        let began = Instant::now();
+        let source = self.source(&NewRestore::new(backup), tenant, progress).await?;
+        let rows = self.rehearsed(&source, progress).await?;
+        let restored = began.elapsed();
+        let objects = self.read_objects(&source, tenant, progress).await?;
+        Ok(json!({
+            "backup": backup, "taken_at": source.details.taken_at, "tables": rows, "objects": objects, "new_since": source.fits.new,
+            "restored_ms": u64::try_from(restored.as_millis()).unwrap_or(u64::MAX),
+            "took_ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }))
+    }
+
+    /// Restores all rows, looks at them, and undoes it.
+    async fn rehearsed(&self, source: &Source, progress: &Progress) -> Result<BTreeMap<String, Value>> {
+        let scratch = TenantId::new();
+        let mut restoring = Restoring::begin(self.db.inner(), scratch).await?;
+        let slug = format!("drill-{}", scratch.as_uuid().simple()).parse()?;
+        let mut made = NewTenant::new(slug, "A drill");
+        (made.id, made.status) = (scratch, TenantStatus::Restoring);
+        restoring.create(made, self.db.inner().clock.now()).await?;
+        self.stage(&mut restoring, source, progress).await?;
+        restoring.as_app().await?;
+        let fits = &source.fits.fits;
+        let changed = restoring.merge(fits).await?;
+        progress.at("verifying", 0, None, "").await?;
+        restoring.check_references(&source.tables, fits, &changed).await?;
+        let mut tables = BTreeMap::new();
+        for (fit, changed) in fits.iter().zip(&changed) {
+            self.verify(&mut restoring, source, fit, changed).await?;
+            if restoring.others(&fit.table).await? > 0 {
+                return Err(Error::new(ErrorKind::Conflict, format!("{} shows rows of other tenants: check its isolation", fit.table.sql)));
+            }
+            tables.insert(fit.table.sql.clone(), json!({ "rows": changed.added, "identical": fit.is_exact() }));
+        }
+        self.halted("merged").await;
+        restoring.rollback().await?;
+        Ok(tables)
+    }
+
+    /// Reads the contents of all objects.
+    async fn read_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<Option<Counted>> {
+        if self.objects.is_none() {
+            return Ok(None);
+        }
+        let (mut keys, mut teller, mut counted) = (BTreeMap::new(), Teller::new(progress), Counted::default());
+        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
+        while let Some(listed) = lines.try_next().await? {
+            teller.tell("reading objects", counted.count, Some(source.details.objects.count), "objects").await?;
+            let key = self.key_of(&mut keys, tenant, listed.key).await?;
+            let mut content = self.blobs().get(tenant, key, &listed.blob).await?;
+            while let Some(bytes) = content.try_next().await? {
+                counted.bytes += bytes.len() as u64;
+            }
+            counted.count += 1;
+        }
+        Ok(Some(counted))
+    }
+}
