@@ -429,6 +429,34 @@ impl SystemTx {
         Ok(after)
     }
 
+    /// Gives a tenant the branding and the flags that a backup had, its logo among them, which comes with the backup's objects.
+    #[cfg(feature = "backup")]
+    pub(crate) async fn restore_looks(
+        &mut self,
+        id: TenantId,
+        (branding, flags): (&Map<String, Value>, &Map<String, Value>),
+        now: chrono::DateTime<chrono::Utc>,
+    ) -> Result<()> {
+        let before = self.lock_tenant(id).await?;
+        if (&before.branding, &before.flags) == (branding, flags) {
+            return Ok(());
+        }
+        let after = Tenant { branding: branding.clone(), flags: flags.clone(), version: before.version + 1, ..before.clone() };
+        let query = "update tenancy.tenants set branding = $2, flags = $3, updated_at = $4, version = $5 where id = $1";
+        sqlx::query(query)
+            .bind(id.as_uuid())
+            .bind(Json(branding))
+            .bind(Json(flags))
+            .bind(chrono::SubsecRound::trunc_subsecs(now, 6))
+            .bind(after.version.cast_signed())
+            .execute(&mut *self)
+            .await
+            .map_err(from_sqlx)?;
+        let (was, is) = differences(&before, &after);
+        let detail = serde_json::json!({ "version": after.version, "before": was, "after": is });
+        self.audit(&AuditEvent::new(self.actor().clone(), "tenant.update", id.to_string()).with_tenant(id).with_detail(detail)).await
+    }
+
     /// The tenant's row, which nobody else changes before the transaction ends.
     pub(crate) async fn lock_tenant(&mut self, id: TenantId) -> Result<Tenant> {
         let query = AssertSqlSafe(format!("select {COLUMNS}, {DOMAINS} from tenancy.tenants where id = $1 for update"));

@@ -392,6 +392,12 @@ impl SystemTx {
         history(self, tenant, before, limit).await
     }
 
+    /// Sets all that a backup had, as it was then.
+    #[cfg(feature = "backup")]
+    pub(crate) async fn restore_settings(&mut self, tenant: TenantId, layer: &Layer) -> Result<TenantSettings> {
+        self.write_settings(tenant, Wanted { change: layer, whole: true, expected: None, rolled_back_to: None }).await
+    }
+
     async fn write_settings(&mut self, tenant: TenantId, wanted: Wanted<'_>) -> Result<TenantSettings> {
         let by = self.actor().clone();
         let (settings, event) = write(self, ANY, tenant, wanted, &by, None).await?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{ErrorKind, Result, TenantContext, TenantId};
-use tenancy_sqlx::backup::{BackupKeys, Backups, NewRestore};
+use tenancy_sqlx::backup::{BackupKeys, Backups, NewClone, NewRestore};
 use tenancy_sqlx::operations::{Operation, Operations};
 use uuid::Uuid;
 
@@ -425,4 +425,128 @@ async fn behind_the_fence_the_tenant_gets_an_answer_to_try_again_and_others_are_
     restoring.abort();
     world.done(queued.id).await;
     assert!(!world.kit.notes(acme).await.contains(&"late".to_owned()));
+}
+
+#[tokio::test]
+async fn a_clone_is_a_tenant_like_the_other_one_and_apart_from_it() {
+    let world = hard_world().await;
+    let (acme, globex) = (&world.kit.acme, &world.kit.globex);
+    let mut eye = world.kit.superuser().await;
+    let (backup, theirs) = (world.back_up(acme).await, world.back_up(globex).await);
+    let was = (digests(&mut eye, None).await, world.contents(acme).await);
+    let ask = async |clone: &NewClone| {
+        let mut tx = world.kit.db.dangerous().begin_system("a test clones a tenant").await?;
+        let queued = tx.request_clone(acme.tenant_id(), clone, None).await?;
+        tx.commit().await?;
+        Ok::<_, tenancy_core::Error>(queued.id)
+    };
+    let slug = |slug: &str| slug.parse().expect("a slug");
+    assert_eq!(ask(&NewClone::new(theirs, slug("copy"))).await.expect_err("another tenant's").kind(), ErrorKind::NotFound);
+    assert_eq!(ask(&NewClone::new(backup, slug("globex"))).await.expect_err("taken").kind(), ErrorKind::Conflict);
+
+    // Killed anywhere, it is not there; and a rerun makes it, once.
+    for (n, step) in ["objects before", "before commit"].into_iter().enumerate() {
+        let id = ask(&NewClone::new(backup, slug(&format!("copy-{n}")))).await.expect("queued");
+        let halting = world.worker(&world.backups.clone().halting_after(step));
+        assert!(tokio::time::timeout(Duration::from_secs(4), halting.run_next()).await.is_err(), "{step}");
+        assert_eq!(digests(&mut eye, None).await, was.0, "{step}");
+        let made = world.done(id).await;
+        assert_eq!((&made["slug"], &made["objects"]["count"]), (&json!(format!("copy-{n}")), &json!(3)));
+        let id: Uuid = serde_json::from_value(made["tenant_id"].clone()).expect("an id");
+        let copy = TenantId::from_uuid(id).expect("a tenant");
+        // The same rows but for whose they are.
+        for (table, (theirs, ours)) in rows_without_tenant(&mut eye, acme.tenant_id(), copy).await {
+            assert_eq!(theirs, ours, "{table}");
+        }
+        let tenant = tenancy_core::TenantCatalog::find(&world.kit.db.catalog(), &copy.into()).await.expect("found").expect("there");
+        let owner = tenancy_core::Principal::Member { subject: "owner".parse().expect("a subject"), role: tenancy_core::Role::Owner };
+        let cx = TenantContext::establish(tenant.into_active().expect("it is active"), owner);
+        let tail = |all: BTreeMap<String, Vec<u8>>| all.into_values().collect::<Vec<_>>();
+        assert_eq!(tail(world.contents(&cx).await), tail(was.1.clone()));
+        // It goes its own way.
+        run(&world.kit, &cx, &["insert into things (name) values ('after')", "delete from notes", "delete from comments"]).await;
+        assert_eq!(world.kit.notes(acme).await.len(), 50);
+        run(
+            &world.kit,
+            &cx,
+            &[
+                "delete from things",
+                "delete from \"Odd Name\"",
+                "delete from bare",
+                "delete from fired",
+                "delete from events",
+                "update men set dog = null",
+                "delete from dogs",
+                "delete from men",
+                "delete from tree",
+            ],
+        )
+        .await;
+        assert_eq!(digests(&mut eye, None).await, was.0);
+    }
+}
+
+/// Each table's rows of two tenants, without the tenant's column.
+async fn rows_without_tenant(eye: &mut PgConnection, one: TenantId, other: TenantId) -> BTreeMap<String, (Vec<String>, Vec<String>)> {
+    let mut all = BTreeMap::new();
+    for table in digests(&mut *eye, None).await.into_keys() {
+        let mut rows = Vec::new();
+        for tenant in [one, other] {
+            let sql = format!("select (to_jsonb(t) - 'tenant_id')::text from {table} t where tenant_id = $1 order by 1");
+            rows.push(sqlx::query_scalar(AssertSqlSafe(sql)).bind(tenant.as_uuid()).fetch_all(&mut *eye).await.expect("rows"));
+        }
+        let other = rows.pop().unwrap_or_default();
+        all.insert(table, (rows.pop().unwrap_or_default(), other));
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_drill_proves_a_backup_and_leaves_nothing() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let mut eye = world.kit.superuser().await;
+    let drill = async || {
+        let mut tx = world.kit.db.dangerous().begin_system("a test drills").await.expect("system");
+        let queued = tx.request_drill(acme.tenant_id(), None, None).await?;
+        tx.commit().await?;
+        Ok::<_, tenancy_core::Error>(world.finish(queued.id).await)
+    };
+    assert_eq!(drill().await.expect_err("no backup yet").kind(), ErrorKind::NotFound);
+    let backup = world.back_up(acme).await;
+    vandalise(&world, acme).await;
+    let was = (digests(&mut eye, None).await, world.contents(acme).await);
+    let tenants = "select count(*) from tenancy.tenants";
+    let count: i64 = sqlx::query_scalar(tenants).fetch_one(&mut eye).await.expect("count");
+    let done = drill().await.expect("queued");
+    assert_eq!((done.state.as_str(), &done.error), ("done", &None));
+    let report = done.result.expect("a report");
+    assert_eq!((&report["tables"]["public.notes"], &report["objects"]["count"]), (&json!({ "rows": 50, "identical": true }), &json!(3)));
+    assert_eq!((digests(&mut eye, None).await, world.contents(acme).await), was);
+    assert_eq!(sqlx::query_scalar::<_, i64>(tenants).fetch_one(&mut eye).await.expect("count"), count);
+    let told: Vec<String> = sqlx::query_scalar("select outcome from tenancy.audit_events where action = 'backup.drill'")
+        .fetch_all(&mut eye)
+        .await
+        .expect("events");
+    assert_eq!(told, ["done"]);
+
+    // A backup that can't be restored is found out: a content that is damaged, an archive that is gone.
+    let all: Vec<_> = futures_util::TryStreamExt::try_collect(world.store.list(Some(&Path::from("backups")))).await.expect("listed");
+    let blob = all
+        .iter()
+        .map(|meta: &object_store::ObjectMeta| &meta.location)
+        .find(|at| at.as_ref().contains("blobs"))
+        .expect("a content")
+        .clone();
+    let good = world.store.get(&blob).await.expect("there").bytes().await.expect("read");
+    let mut bad = good.to_vec();
+    let last = bad.len() - 1;
+    bad[last] ^= 1;
+    world.store.put(&blob, bad.into()).await.expect("put");
+    assert_eq!(drill().await.expect("queued").state, "failed");
+    world.store.put(&blob, good.into()).await.expect("put");
+    assert_eq!(drill().await.expect("queued").state, "done");
+    world.store.delete(&archive_of(&world, backup).await).await.expect("deleted");
+    assert_eq!(drill().await.expect("queued").state, "failed");
+    assert_eq!((digests(&mut eye, None).await, world.contents(acme).await), was);
 }

@@ -65,7 +65,7 @@ impl Backups {
             self.verify(&mut restoring, &source, fit, changed).await?;
         }
         let mut tx = self.written(restoring, fits).await?;
-        self.put_settings(&mut tx, was, new, operation).await?;
+        self.put_settings(&mut tx, was, new).await?;
         let copy = sqlx::query("select tenancy.clone_quotas($1, $2)").bind(tenant.as_uuid()).bind(new.as_uuid());
         copy.execute(&mut tx).await.map_err(from_sqlx)?;
         let rows: i64 = changed.iter().map(|changed| changed.added).sum();
@@ -74,8 +74,8 @@ impl Backups {
             "objects": source.details.objects, "left_out": source.fits.lost,
         });
         for about in [tenant, new] {
-            let event = AuditEvent::new(tx.actor().clone(), "tenant.clone", new.to_string()).with_tenant(about);
-            tx.audit(&event.with_detail(json!({ "operation": operation.id, "backup": asked.backup }))).await?;
+            let event = AuditEvent::new(tx.actor().clone(), "backup.clone", asked.backup.to_string()).with_tenant(about);
+            tx.audit(&event.with_detail(json!({ "operation": operation.id, "tenant": tenant, "clone": new }))).await?;
         }
         progress.take_hold(&mut tx).await?;
         progress.tell(&mut tx, "done", rows.cast_unsigned(), Some(rows.cast_unsigned()), "rows").await?;

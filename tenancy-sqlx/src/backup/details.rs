@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sqlx::types::Json;
 use tenancy_core::Result;
+use tenancy_core::config::Layer;
 
 use super::tables::Table;
 use crate::error::from_sqlx;
@@ -29,7 +31,7 @@ pub(super) struct Was {
     pub(super) plan: String,
     pub(super) branding: Map<String, Value>,
     pub(super) flags: Map<String, Value>,
-    pub(super) settings: Map<String, Value>,
+    pub(super) settings: Layer,
     /// What its gauges measured.
     pub(super) gauges: BTreeMap<String, i64>,
 }
@@ -41,19 +43,19 @@ pub(super) struct Counted {
     pub(super) bytes: u64,
 }
 
-type Row = (DateTime<Utc>, String, String, String, Value, Value, Value, Value);
+type Row = (DateTime<Utc>, String, String, String, Value, Value, Json<Layer>, Value);
 
 /// Reads it, as part of the snapshot: `tenant` is a literal of ours.
 pub(super) async fn read(tx: &mut SystemTx, tenant: uuid::Uuid) -> Result<(DateTime<Utc>, String, Was)> {
     let query = sqlx::query_as(
-        "select clock_timestamp(), current_setting('server_version'), t.name, t.plan, t.branding, t.flags,
+        "select now(), current_setting('server_version'), t.name, t.plan, t.branding, t.flags,
                 (select coalesce(jsonb_object_agg(c.key, c.value), '{}') from tenancy.tenant_configs c where c.tenant_id = t.id),
                 (select coalesce(jsonb_object_agg(g.metric, g.used), '{}') from tenancy.quota_gauges g where g.tenant_id = t.id)
            from tenancy.tenants t where t.id = $1",
     );
-    let (taken_at, server, name, plan, branding, flags, settings, gauges): Row =
+    let (taken_at, server, name, plan, branding, flags, Json(settings), gauges): Row =
         query.bind(tenant).fetch_one(tx).await.map_err(from_sqlx)?;
     let object = |value: Value| value.as_object().cloned().unwrap_or_default();
     let gauges = object(gauges).into_iter().filter_map(|(metric, used)| Some((metric, used.as_i64()?))).collect();
-    Ok((taken_at, server, Was { name, plan, branding: object(branding), flags: object(flags), settings: object(settings), gauges }))
+    Ok((taken_at, server, Was { name, plan, branding: object(branding), flags: object(flags), settings, gauges }))
 }

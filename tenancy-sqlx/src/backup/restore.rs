@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use chrono::SubsecRound as _;
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
@@ -232,14 +231,14 @@ impl Backups {
         let mut tx = self.written(restoring, fits).await?;
         sqlx::query("select tenancy.restore_shares()").execute(&mut tx).await.map_err(from_sqlx)?;
         if asked.tables.is_none() {
-            self.put_settings(&mut tx, &source.details.tenant, tenant, operation).await?;
+            self.put_settings(&mut tx, &source.details.tenant, tenant).await?;
         }
         let tables: BTreeMap<&str, &Changed> = fits.iter().zip(&changed).map(|(fit, changed)| (fit.table.sql.as_str(), changed)).collect();
         let result = json!({
             "backup": asked.backup, "taken_at": source.details.taken_at, "before": before,
             "tables": tables, "left_out": source.fits.lost, "new_since": source.fits.new,
         });
-        let event = AuditEvent::new(tx.actor().clone(), "tenant.restore", tenant.to_string()).with_tenant(tenant);
+        let event = AuditEvent::new(tx.actor().clone(), "backup.restore", asked.backup.to_string()).with_tenant(tenant);
         tx.audit(&event.with_detail(json!({ "operation": operation.id, "result": result }))).await?;
         progress.take_hold(&mut tx).await?;
         progress.finish(&mut tx, "applied", &result).await?;
@@ -273,27 +272,9 @@ impl Backups {
     }
 
     /// The tenant's settings, branding, flags and gauges. Its slug, plan and quotas are the provider's.
-    pub(super) async fn put_settings(&self, tx: &mut SystemTx, was: &Was, tenant: TenantId, operation: &Operation) -> Result<()> {
-        let by = tx.actor().to_string();
-        sqlx::query("select tenancy.change_config($1, $2, true, null, $3, $4, null)")
-            .bind(tenant.as_uuid())
-            .bind(Value::Object(was.settings.clone()))
-            .bind(by)
-            .bind(operation.request_id)
-            .execute(&mut *tx)
-            .await
-            .map_err(from_sqlx)?;
-        sqlx::query(
-            "update tenancy.tenants set branding = $2, flags = $3, updated_at = $4, version = version + 1
-              where id = $1 and (branding, flags) is distinct from ($2, $3)",
-        )
-        .bind(tenant.as_uuid())
-        .bind(Value::Object(was.branding.clone()))
-        .bind(Value::Object(was.flags.clone()))
-        .bind(self.db.inner().clock.now().trunc_subsecs(6))
-        .execute(&mut *tx)
-        .await
-        .map_err(from_sqlx)?;
+    pub(super) async fn put_settings(&self, tx: &mut SystemTx, was: &Was, tenant: TenantId) -> Result<()> {
+        tx.restore_settings(tenant, &was.settings).await?;
+        tx.restore_looks(tenant, (&was.branding, &was.flags), self.db.inner().clock.now()).await?;
         let query = sqlx::query("select tenancy.restore_gauges($1, $2)").bind(tenant.as_uuid()).bind(json!(was.gauges));
         query.execute(&mut *tx).await.map(drop).map_err(from_sqlx)
     }

@@ -281,9 +281,14 @@ fn operations(document: &Value) -> Vec<Operation> {
 fn bodies(schema: &Value) -> Vec<Value> {
     let Some(properties) = schema["properties"].as_object() else { return Vec::new() };
     let example = |(name, schema): (&String, &Value)| {
-        assert!(schema["format"] != "uuid" && !name.ends_with("id"), "a body has {name}: teach me whose things it may name");
+        // An operator restores a tenant of which the path says which one it is.
+        assert!(
+            (schema["format"] != "uuid" && !name.ends_with("id")) || name == "backup",
+            "a body has {name}: teach me whose things it may name"
+        );
         let value = match (schema["type"].as_str(), name.as_str()) {
             (Some("object"), _) => json!({}),
+            (Some("string"), "backup") => json!(super::ABSENT),
             (Some("boolean"), _) => json!(true),
             (Some("array"), "types") => json!(["document"]),
             // Whoever sends it puts in a document of their own.

@@ -1,12 +1,12 @@
-//! `tenancy-server backup …`: takes backups of tenants, lists them and restores them.
+//! `tenancy-server backup …`: takes backups of tenants, lists, restores and clones them, and proves that they can be restored.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use tenancy_core::{Result, TenantHint};
+use tenancy_core::{Result, TenantHint, TenantSlug};
 use tenancy_sqlx::TenantDb;
-use tenancy_sqlx::backup::NewRestore;
+use tenancy_sqlx::backup::{NewClone, NewRestore};
 use tenancy_sqlx::operations::Operation;
 use uuid::Uuid;
 
@@ -56,6 +56,32 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Make another tenant of a backup
+    Clone {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Which backup
+        backup: Uuid,
+        /// The new tenant's name in addresses
+        slug: TenantSlug,
+        /// Its name for people [default: that of the other one]
+        #[arg(long)]
+        name: Option<String>,
+        /// Print JSON: the operation
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prove that a backup can be restored: into a tenant that nobody ever sees
+    Drill {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Which backup [default: the newest]
+        #[arg(long)]
+        backup: Option<Uuid>,
+        /// Print JSON: the operation, whose `result` is the report
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
@@ -102,6 +128,34 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             let id = tx.request_restore(found.id, &asked, None).await?.id;
             tx.commit().await?;
             finish(config, db, id, json, |done| table(&done.result.clone().unwrap_or_default())).await
+        }
+        Verb::Clone { tenant, backup, slug, name, json } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let mut asked = NewClone::new(backup, slug);
+            asked.name = name;
+            let mut tx = db.dangerous().begin_system("clone a tenant").await?;
+            let id = tx.request_clone(found.id, &asked, None).await?.id;
+            tx.commit().await?;
+            let new = |done: &Operation| done.result.clone().unwrap_or_default();
+            finish(config, db, id, json, |done| {
+                format!("{} is active: {} rows", new(done)["slug"].as_str().unwrap_or_default(), new(done)["rows"])
+            })
+            .await
+        }
+        Verb::Drill { tenant, backup, json } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let mut tx = db.dangerous().begin_system("drill a tenant's restoration").await?;
+            let id = tx.request_drill(found.id, backup, None).await?.id;
+            tx.commit().await?;
+            finish(config, db, id, json, |done| {
+                let report = done.result.clone().unwrap_or_default();
+                let rows: i64 = report["tables"].as_object().into_iter().flatten().filter_map(|(_, table)| table["rows"].as_i64()).sum();
+                format!(
+                    "backup {} can be restored: {rows} rows and {} objects in {} ms",
+                    report["backup"], report["objects"]["count"], report["took_ms"]
+                )
+            })
+            .await
         }
     }
 }

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use tenancy_core::{Error, Result};
 use tenancy_sqlx::SystemTx;
-use tenancy_sqlx::backup::{Backup, NewRestore};
+use tenancy_sqlx::backup::{Backup, NewClone, NewRestore};
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
 
@@ -48,6 +48,32 @@ pub(super) async fn restore(
 ) -> Result<Answer, Problem> {
     let what = async |tx: &mut SystemTx, id| tx.request_restore(id, &body, Some(request_id)).await;
     Ok(queued(&app, &by, &tenant, &once, "restore a tenant", what).await?)
+}
+
+/// Queues the making of another tenant of a backup.
+pub(super) async fn clone(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Submitted { body, once }: Submitted<NewClone>,
+) -> Result<Answer, Problem> {
+    let what = async |tx: &mut SystemTx, id| tx.request_clone(id, &body, Some(request_id)).await;
+    Ok(queued(&app, &by, &tenant, &once, "clone a tenant", what).await?)
+}
+
+/// Queues the proof that the newest backup can be restored.
+pub(super) async fn drill(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Command(once): Command,
+) -> Result<Answer, Problem> {
+    let what = async |tx: &mut SystemTx, id| tx.request_drill(id, None, Some(request_id)).await;
+    Ok(queued(&app, &by, &tenant, &once, "drill a tenant's restoration", what).await?)
 }
 
 /// The latest, the newest first.

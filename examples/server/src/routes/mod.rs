@@ -134,6 +134,8 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/export", lifecycle::export),
         route(Method::POST, "/api/v1/tenants/{tenant}/backup", backups::take),
         route(Method::POST, "/api/v1/tenants/{tenant}/restore", backups::restore),
+        route(Method::POST, "/api/v1/tenants/{tenant}/clone", backups::clone),
+        route(Method::POST, "/api/v1/tenants/{tenant}/drill", backups::drill),
         route(Method::GET, "/api/v1/tenants/{tenant}/backups", backups::list).open_to(Viewer),
         route(Method::GET, "/api/v1/tenants/{tenant}/backups/{backup}", backups::show).open_to(Viewer),
         route(Method::PATCH, "/api/v1/tenants/{tenant}/backups/{backup}", backups::hold),
