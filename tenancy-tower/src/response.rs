@@ -70,9 +70,11 @@ struct Document<'a> {
 pub fn problem<B: From<String>>(error: &Error) -> Response<B> {
     let kind = error.kind();
     let status = status(kind);
-    if status.is_server_error() {
-        let source = error.source().map(tracing::field::display);
-        tracing::error!(kind = kind.code(), source, "{error}");
+    match error.source().map(tracing::field::display) {
+        // Nothing failed: it is so for a while, as of a tenant that is being restored.
+        None if kind == ErrorKind::Unavailable => tracing::debug!(kind = kind.code(), "{error}"),
+        source if status.is_server_error() => tracing::error!(kind = kind.code(), source, "{error}"),
+        _ => {}
     }
     let detail = if status == StatusCode::INTERNAL_SERVER_ERROR { "the failure is logged on the server" } else { error.message() };
     let document = Document {

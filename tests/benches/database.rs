@@ -22,6 +22,8 @@ use tenancy_sqlx::{Options, Roles, Schema, SealKey, TenantDb};
 
 #[path = "database/archive.rs"]
 mod archive;
+#[path = "database/backup.rs"]
+mod backup;
 #[path = "database/sharing.rs"]
 mod sharing;
 
@@ -36,6 +38,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if std::env::args().any(|arg| arg == "archive") {
         return archive::archive().await;
+    }
+    if std::env::args().any(|arg| arg == "backup") {
+        return backup::backup().await;
     }
     if std::env::args().any(|arg| arg == "sharing") {
         return sharing::sharing().await;

@@ -115,6 +115,8 @@ impl Backups {
         let source = self.source(asked, tenant, progress).await?;
         let all = asked.tables.is_none();
         if progress.finished("applied").await?.is_none() {
+            // Whole: a backup of how the tenant is now is not taken in vain.
+            source.archive.verify().await?;
             let before = self.before(asked, operation, progress).await?;
             if all {
                 // Most objects come before anybody has to wait for them: what no row names is seen by nobody.

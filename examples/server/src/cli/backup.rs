@@ -152,7 +152,9 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
                 let rows: i64 = report["tables"].as_object().into_iter().flatten().filter_map(|(_, table)| table["rows"].as_i64()).sum();
                 format!(
                     "backup {} can be restored: {rows} rows and {} objects in {} ms",
-                    report["backup"], report["objects"]["count"], report["took_ms"]
+                    report["backup"].as_str().unwrap_or_default(),
+                    report["objects"]["count"],
+                    report["took_ms"]
                 )
             })
             .await

@@ -1,0 +1,209 @@
+//! Backing up and restoring one tenant of many, against pg_dump and pg_restore of a database that has nothing but the same rows; and what
+//! another tenant feels of it.
+
+use std::error::Error;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use sqlx::{AssertSqlSafe, Executor};
+use tenancy_core::TenantContext;
+use tenancy_sqlx::TenantDb;
+use tenancy_sqlx::backup::{BackupKeys, Backups, NewRestore};
+use tenancy_sqlx::operations::Operations;
+use tenancy_sqlx::testing::TestDatabase;
+use uuid::Uuid;
+
+const TENANTS: usize = 5;
+/// Of each tenant, in each of two tables.
+const ROWS: usize = 100_000;
+const ROUNDS: usize = 3;
+
+const TABLES: &str = "
+    create table orders (tenant_id uuid not null, id uuid not null, at timestamptz not null, amount numeric not null, note text not null, primary key (tenant_id, id));
+    create table lines (tenant_id uuid not null, id uuid not null, order_id uuid not null, n int not null, doc jsonb not null, primary key (tenant_id, id));
+    create index lines_order_idx on lines (tenant_id, order_id)";
+const KEY: &str = "alter table lines add foreign key (tenant_id, order_id) references orders (tenant_id, id)";
+
+struct World {
+    db: TenantDb,
+    backups: Backups,
+    tenant: TenantContext,
+    other: TenantContext,
+}
+
+impl World {
+    async fn done(&self, backups: &Backups, id: Uuid) -> Result<serde_json::Value, Box<dyn Error>> {
+        backups.does(Operations::new(&self.db)).run_next().await?;
+        let operation = self.db.dangerous().begin_system("a benchmark looks").await?.operation(id).await?;
+        if operation.state != "done" {
+            return Err(format!("{:?}", operation.error).into());
+        }
+        Ok(operation.result.unwrap_or_default())
+    }
+
+    async fn take(&self, backups: &Backups) -> Result<(Uuid, u64), Box<dyn Error>> {
+        let mut tx = self.db.dangerous().begin_system("a benchmark backs up").await?;
+        let id = tx.request_backup(self.tenant.tenant_id(), None).await?.id;
+        tx.commit().await?;
+        let bytes = self.done(backups, id).await?["bytes"].as_u64().unwrap_or_default();
+        Ok((id, bytes))
+    }
+
+    async fn restore(&self, backup: Uuid) -> Result<(), Box<dyn Error>> {
+        let mut tx = self.db.dangerous().begin_system("a benchmark restores").await?;
+        let id = tx.request_restore(self.tenant.tenant_id(), &NewRestore::new(backup).without_backup(), None).await?.id;
+        tx.commit().await?;
+        self.done(&self.backups, id).await.map(drop)
+    }
+
+    async fn drill(&self, backup: Uuid) -> Result<(), Box<dyn Error>> {
+        let mut tx = self.db.dangerous().begin_system("a benchmark drills").await?;
+        let id = tx.request_drill(self.tenant.tenant_id(), Some(backup), None).await?.id;
+        tx.commit().await?;
+        self.done(&self.backups, id).await.map(drop)
+    }
+
+    /// The p50 and p99 of another tenant's reads and writes until `over`, in milliseconds.
+    async fn neighbour(&self, over: &AtomicBool) -> Result<(f64, f64), Box<dyn Error>> {
+        let mut took = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            let mut tx = self.db.begin(&self.other).await?;
+            sqlx::query("select count(*) from (select from orders where tenant_id = $1 order by id limit 100) x")
+                .bind(self.other.tenant_id().as_uuid())
+                .fetch_one(&mut tx)
+                .await?;
+            sqlx::query("insert into orders (id, at, amount, note) values (gen_random_uuid(), now(), 1, 'x')").execute(&mut tx).await?;
+            tx.commit().await?;
+            took.push(start.elapsed());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        took.sort_unstable();
+        let at = |part: usize| took[took.len() * part / 100].as_secs_f64() * 1e3;
+        Ok((at(50), at(99)))
+    }
+}
+
+fn median(mut took: Vec<Duration>) -> f64 {
+    took.sort_unstable();
+    took[took.len() / 2].as_secs_f64()
+}
+
+fn run(command: &mut Command) -> Result<Duration, Box<dyn Error>> {
+    let start = Instant::now();
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(start.elapsed()) } else { Err(format!("{command:?}: {status}").into()) }
+}
+
+pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
+    let folder = std::env::temp_dir().join(format!("tenancy bench {}", Uuid::now_v7()));
+    std::fs::create_dir_all(&folder)?;
+    let database = TestDatabase::new().await?;
+    let alone = TestDatabase::new().await?;
+    let mut eye = database.superuser().await?;
+    let make = format!(
+        "set role tenancy_owner; {TABLES}; {KEY}; call tenancy.protect_table('orders'); call tenancy.protect_table('lines'); reset role"
+    );
+    eye.execute(AssertSqlSafe(make)).await?;
+    let db = database.open().await?;
+    let mut tenants = Vec::new();
+    for n in 0..TENANTS {
+        tenants.push(database.tenant(&db, &format!("tenant-{n}")).await?);
+    }
+    eye.execute(AssertSqlSafe(format!(
+        "insert into orders select t.id, md5(t.id::text || g)::uuid, now() - g * interval '1 second', (g * 7919 % 100000) / 100.0, 'order ' || g || ' of ' || md5(g::text)
+           from tenancy.tenants t, generate_series(1, {ROWS}) g order by g, t.id;
+         insert into lines select o.tenant_id, md5(o.id::text)::uuid, o.id, 1, jsonb_build_object('what', left(o.note, 12), 'price', o.amount, 'tags', array['a', md5(o.id::text)]) from orders o;
+         vacuum analyze orders; "
+    )))
+    .await
+    .map_err(|error| error.to_string())?;
+    eye.execute("vacuum analyze lines").await?;
+
+    // The same rows, alone in a database.
+    let tenant = tenants[1].tenant_id();
+    let rows = folder.join("rows");
+    let mut same = alone.superuser().await?;
+    same.execute(AssertSqlSafe(format!("create schema bench; set search_path = bench; {TABLES}"))).await?;
+    for table in ["orders", "lines"] {
+        let file = format!("{}-{table}", rows.display());
+        let psql = |url: String, sql: String| run(Command::new("psql").arg(url).args(["-qXc", &sql]));
+        psql(database.admin_url(), format!("\\copy (select * from {table} where tenant_id = '{tenant}') to '{file}' (format binary)"))?;
+        psql(alone.admin_url(), format!("\\copy bench.{table} from '{file}' (format binary)"))?;
+    }
+    same.execute(AssertSqlSafe(format!("set search_path = bench; {KEY}; analyze"))).await?;
+
+    let store = Arc::new(LocalFileSystem::new_with_prefix(&folder)?);
+    let backups = Backups::new(&db, store, Path::from("backups"), BackupKeys::new([7; 32]));
+    let fast = backups.clone().with_pace(None);
+    let world = World { db, backups: fast.clone(), tenant: tenants[1].clone(), other: tenants[2].clone() };
+
+    let [mut dump, mut take, mut restored, mut merged, mut replaced, mut drilled] = [const { Vec::new() }; 6];
+    let file = folder.join("dump");
+    let mut backup = (Uuid::nil(), 0);
+    for round in 0..ROUNDS {
+        dump.push(run(Command::new("pg_dump").args(["-Fc", "-Z1", "-n", "bench", "-f"]).arg(&file).arg(alone.admin_url()))?);
+        let start = Instant::now();
+        backup = world.take(&fast).await?;
+        take.push(start.elapsed());
+
+        let into = format!("restored_{round}");
+        same.execute(AssertSqlSafe(format!("create database {into}"))).await?;
+        let url = alone.admin_url();
+        let url = format!("{}/{into}{}", &url[..url.rfind('/').unwrap_or_default()], url.find('?').map_or("", |at| &url[at..]));
+        restored.push(run(Command::new("pg_restore").args(["-d", &url]).arg(&file))?);
+        same.execute(AssertSqlSafe(format!("drop database {into}"))).await?;
+
+        let start = Instant::now();
+        world.restore(backup.0).await?;
+        merged.push(start.elapsed());
+        let start = Instant::now();
+        world.drill(backup.0).await?;
+        drilled.push(start.elapsed());
+        eye.execute(AssertSqlSafe(format!(
+            "delete from lines where tenant_id = '{tenant}'; delete from orders where tenant_id = '{tenant}'"
+        )))
+        .await?;
+        let start = Instant::now();
+        world.restore(backup.0).await?;
+        replaced.push(start.elapsed());
+        eye.execute("vacuum orders").await?;
+        eye.execute("vacuum lines").await?;
+    }
+    let (dump, restored) = (median(dump), median(restored));
+    println!("\nOne tenant of {TENANTS}, {} rows\n| | s | times as fast |\n|---|---:|---:|", 2 * ROWS);
+    println!("| pg_dump -Fc -Z1 of the same rows alone ({:.1} MB) | {dump:.2} | 1 |", std::fs::metadata(&file)?.len() as f64 / 1e6);
+    println!("| **backup**, encrypted ({:.1} MB) | {:.2} | {:.2} |", backup.1 as f64 / 1e6, median(take.clone()), dump / median(take));
+    println!("| pg_restore into an empty database | {restored:.2} | 1 |");
+    for (what, took) in [("**restore**, nothing changed", merged), ("**restore**, all rows gone", replaced), ("**drill**", drilled)] {
+        let took = median(took);
+        println!("| {what} | {took:.2} | {:.2} |", restored / took);
+    }
+
+    println!("\nAnother tenant meanwhile\n| | p50 ms | p99 ms |\n|---|---:|---:|");
+    let mut idle = 0.0;
+    for what in ["idle", "backup at the default pace", "backup as fast as it can", "restore, nothing changed"] {
+        let over = AtomicBool::new(false);
+        let work = async {
+            match what {
+                "idle" => tokio::time::sleep(Duration::from_secs(5)).await,
+                "backup at the default pace" => drop(world.take(&backups).await?),
+                "backup as fast as it can" => drop(world.take(&fast).await?),
+                _ => world.restore(backup.0).await?,
+            }
+            over.store(true, Ordering::Relaxed);
+            Ok::<_, Box<dyn Error>>(())
+        };
+        let (done, felt) = tokio::join!(work, world.neighbour(&over));
+        done?;
+        let (p50, p99) = felt?;
+        idle = if what == "idle" { p99 } else { idle };
+        println!("| {what} | {p50:.2} | {p99:.2} ({:.2} times) |", p99 / idle);
+    }
+    std::fs::remove_dir_all(folder)?;
+    Ok(())
+}
