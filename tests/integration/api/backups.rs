@@ -1,10 +1,16 @@
 //! Backups over HTTP: taken, compared, restored, held and deleted, while others are served.
 
+use std::time::Duration;
+
 use harness::actors::{Actor as _, Member};
-use harness::app::TestApp;
+use harness::app::{Folder, TestApp};
+use harness::program::command;
 use serde_json::{Value, json};
+use tenancy_sqlx::testing::TestDatabase;
 
 use super::ABSENT;
+use super::onboarding::until;
+use super::operations::Serving;
 
 /// What a member sees of a tenant's documents and their attachments.
 async fn seen(of: &Member) -> Vec<(Value, Vec<u8>)> {
@@ -147,4 +153,82 @@ async fn backups_are_listed_held_and_let_go() {
     };
     assert_eq!(files(&left), 0);
     assert!(files(&left.with_file_name(&globex.tenant)) > 0);
+}
+
+/// Each server is killed (SIGKILL) a little later in a restore than the one before: the old rows stand or the new ones, and the next one
+/// completes it.
+#[tokio::test]
+async fn servers_that_are_killed_in_a_restore_leave_no_mix_and_what_the_next_one_completes() {
+    let folder = Folder::new();
+    let database = TestDatabase::with_migrations(&tenancy_server::MIGRATIONS).await.expect("a database");
+    let serve = || {
+        let mut serve = command(&folder, &["serve", "--listen", "127.0.0.1:0"]);
+        serve.env("DATABASE_URL", database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", database.admin_url());
+        serve.env("TENANCY_JWT_SECRET", "a secret of the tests, of more than 32 bytes").env("TENANCY_BACKUP_PACE", "0");
+        Serving::start(serve)
+    };
+    let operator = harness::actors::OPERATOR_TOKEN;
+    let mut eye = database.superuser().await.expect("superuser");
+    let delays = [30, 200, 500, 900, 1_200, 1_500, 1_800];
+    let serving = serve();
+    let mut backups = Vec::new();
+    for n in 0..=delays.len() {
+        let tenant =
+            serving.post("/api/v1/tenants", operator, &json!({ "slug": format!("tenant-{n}"), "name": "x" })).await.expect(201).text("id");
+        let fill = "with p as (insert into projects select $1::uuid, gen_random_uuid(), 'p', '', now(), now() returning id)
+                    insert into documents select $1::uuid, gen_random_uuid(), p.id, 'd ' || g, repeat(md5(g::text), 8), now(), now() from p, generate_series(1, 2000) g";
+        sqlx::query(fill).bind(&tenant).execute(&mut eye).await.expect("rows");
+        let at = serving
+            .ask("POST", &format!("/api/v1/tenants/{tenant}/backup"), operator, None)
+            .await
+            .expect(202)
+            .header("location")
+            .to_owned();
+        let done = async || {
+            let operation = serving.get(&at, operator).await.expect(200).json();
+            (operation["state"] == "done").then(|| operation["id"].as_str().expect("an id").to_owned())
+        };
+        backups.push((until("a backup is not taken", done).await, tenant));
+    }
+    drop(serving);
+    let mut digest = async |tenant: &str| -> String {
+        let sql = "select md5(string_agg(d::text, '' order by d.id)) from documents d where tenant_id = $1::uuid";
+        sqlx::query_scalar(sql).bind(tenant).fetch_one(&mut eye).await.expect("a digest")
+    };
+    let (_, untouched) = backups.pop().expect("one that nobody restores");
+    let neighbour = digest(&untouched).await;
+    let mut new = Vec::new();
+    for (_, tenant) in &backups {
+        new.push(digest(tenant).await);
+    }
+    let mut vandal = database.superuser().await.expect("superuser");
+    for (_, tenant) in &backups {
+        let sql = "delete from documents where tenant_id = $1::uuid and title like '%7%'";
+        sqlx::query(sql).bind(tenant).execute(&mut vandal).await.expect("deleted");
+        let sql = "update documents set content = 'changed' where tenant_id = $1::uuid and title like '%3%'";
+        sqlx::query(sql).bind(tenant).execute(&mut vandal).await.expect("changed");
+    }
+    for (n, (backup, tenant)) in backups.iter().enumerate() {
+        let old = digest(tenant).await;
+        let serving = serve();
+        serving.post(&format!("/api/v1/tenants/{tenant}/restore"), operator, &json!({ "backup": backup })).await.expect(202);
+        tokio::time::sleep(Duration::from_millis(delays[n])).await;
+        drop(serving);
+        let now = digest(tenant).await;
+        assert!(now == old || now == new[n], "killed after {} ms: a mix", delays[n]);
+    }
+    let serving = serve();
+    for (n, (_, tenant)) in backups.iter().enumerate() {
+        until("a restore is not completed", async || {
+            let operations = serving.get(&format!("/api/v1/tenants/{tenant}/operations"), operator).await.expect(200).json();
+            operations["items"].as_array().expect("items").iter().all(|operation| operation["state"] == "done").then_some(())
+        })
+        .await;
+        assert_eq!(digest(tenant).await, new[n]);
+        assert_eq!(serving.get(&format!("/api/v1/tenants/{tenant}"), operator).await.expect(200).text("status"), "active");
+    }
+    assert_eq!(digest(&untouched).await, neighbour);
+    // The control: they were killed at their work, and not all before or after it.
+    let resumed = "select count(*) from tenancy.operations where kind = 'restore' and attempts > 1";
+    assert!(sqlx::query_scalar::<_, i64>(resumed).fetch_one(&mut vandal).await.expect("count") > 0);
 }

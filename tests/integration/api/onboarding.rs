@@ -103,7 +103,7 @@ async fn from_sign_up_to_erasure() {
     operator.create("rockets").await;
 }
 
-async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
+pub(super) async fn until<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>) -> T {
     let since = Instant::now();
     loop {
         if let Some(found) = done().await {
