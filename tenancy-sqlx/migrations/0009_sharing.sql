@@ -122,10 +122,11 @@ create view tenancy_views.incoming with (security_barrier) as
   select s.id as share_id, s.owner_tenant_id, s.resource_type, s.resource_id, s.perms
     from tenancy.cross_tenant_shares s
     join tenancy.sharing_policies po on po.tenant_id = s.owner_tenant_id and po.offers
-    join tenancy.sharing_policies pt on pt.tenant_id = s.target_tenant_id and pt.accepts
     join tenancy.tenants o on o.id = s.owner_tenant_id and o.status = 'active'
-    join tenancy.tenants t on t.id = s.target_tenant_id and t.status = 'active'
    where s.target_tenant_id = (select tenancy.current_tenant()) and s.state = 'active'
+     -- Once for the statement, and not for each share.
+     and (select pt.accepts from tenancy.sharing_policies pt where pt.tenant_id = tenancy.current_tenant())
+     and (select t.status = 'active' from tenancy.tenants t where t.id = tenancy.current_tenant())
      and (s.expires_at is null or s.expires_at > statement_timestamp())
      and (select p.enabled from tenancy.sharing_platform p)
      and current_setting('transaction_isolation') = 'read committed'   -- another level would go on seeing what has ended

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, PgPool, Row};
 use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext, TenantId};
 
@@ -244,15 +244,33 @@ impl TenantDb {
         self.start_for(cx, &self.begin_text(cx, begin, also), read_only).await
     }
 
-    /// A transaction that first writes down who opens what, also for a context that may change nothing; `begin_text` has to follow.
-    pub(crate) async fn bind_to_open(&self, cx: &TenantContext, read_only: bool) -> Result<TenantTx> {
-        self.start_for(cx, &self.0.begin_for("BEGIN", cx.tenant_id()), read_only).await
+    /// A transaction that comes after another one, also for a context that may change nothing: `first` is what that one does, with its
+    /// COMMIT, and what then begins. All of it is one message, whose rows come along.
+    pub(crate) async fn begin_after(
+        &self,
+        cx: &TenantContext,
+        first: &str,
+        read_only: bool,
+        refused: impl FnOnce(sqlx::Error) -> Error,
+    ) -> Result<(TenantTx, Vec<PgRow>)> {
+        let tenant_id = cx.tenant_id();
+        self.active(tenant_id).await?;
+        let text = format!("{}; {first}", self.0.begin_for("BEGIN", tenant_id));
+        let (lease, rows) = Lease::begin_asking(&self.0.pool, &text, self.0.scrub).await.map_err(refused)?;
+        let scope = ForTenant { tenant_id, request_id: cx.request_id() };
+        let tx = Tx::new(lease, scope, read_only, self.0.named_statements);
+        Ok((if cx.is_read_only() { tx.unchanging() } else { tx }, rows))
     }
 
-    /// Makes sure that the tenant is active, as of the bound on staleness, and sends `begin`.
+    /// Makes sure that the tenant is active, as of the bound on staleness.
+    async fn active(&self, tenant_id: TenantId) -> Result<()> {
+        self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active().map(drop)
+    }
+
+    /// Makes sure that the tenant is active, and sends `begin`.
     async fn start_for(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
         let tenant_id = cx.tenant_id();
-        self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active()?;
+        self.active(tenant_id).await?;
         let tx = self.start(ForTenant { tenant_id, request_id: cx.request_id() }, begin, read_only).await?;
         Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
     }

@@ -35,11 +35,23 @@ impl Lease {
     /// # Cancel safety
     /// Safe: dropping the future scrubs the connection.
     pub(crate) async fn begin(pool: &PgPool, begin: &str, scrub: bool) -> Result<Self, sqlx::Error> {
+        Self::begin_asking(pool, begin, scrub).await.map(|(lease, _)| lease)
+    }
+
+    /// [`begin`](Lease::begin), with statements that give rows before the last transaction begins: they may run again after a lost
+    /// connection.
+    ///
+    /// # Cancel safety
+    /// As `begin`.
+    pub(crate) async fn begin_asking(pool: &PgPool, begin: &str, scrub: bool) -> Result<(Self, Vec<PgRow>), sqlx::Error> {
         // After a restart of the server every idle connection is dead: one try for each, and one for a new one.
         let mut tries = pool.options().get_max_connections() + 1;
         loop {
             let mut lease = Self::acquire(pool, scrub).await?;
-            let Err(error) = lease.send(begin).await else { return Ok(lease) };
+            let error = match sqlx::raw_sql(AssertSqlSafe(begin)).fetch_all(lease.conn()).await {
+                Ok(rows) => return Ok((lease, rows)),
+                Err(error) => error,
+            };
             lease.discard();
             tries -= 1;
             if tries == 0 || !is_lost(&error) {

@@ -174,15 +174,6 @@ impl<S> Tx<S> {
         Ok(())
     }
 
-    /// Asks with statements of our own, in one message: all rows of all of them.
-    pub(crate) async fn ask(&mut self, sql: &str) -> std::result::Result<Vec<PgRow>, sqlx::Error> {
-        self.settle_pending().await?;
-        self.in_flight = true;
-        let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(self.lease.conn()).await;
-        self.in_flight = false;
-        rows
-    }
-
     /// What `COPY … TO STDOUT` gives. The rest of the transaction can be used once all of it was read.
     #[cfg(feature = "backup")]
     pub(crate) async fn copy_out(

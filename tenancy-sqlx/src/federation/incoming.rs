@@ -256,8 +256,7 @@ impl Federation {
             literal(actor.subject().map_or("", Subject::as_str)),
             cx.request_id(),
         );
-        let mut tx = self.db.bind_to_open(cx, false).await?;
-        let rows = tx.ask(&sql).await.map_err(refused)?;
+        let (tx, rows) = self.db.begin_after(cx, &sql, false, refused).await?;
         drop(tx); // no connection waits for another installation
         let row = rows.iter().find(|row| row.try_get_raw("secret").is_ok()).ok_or_else(Error::not_found)?;
         let Elsewhere { peer, share, capability } = Elsewhere::from_row(row).map_err(from_sqlx)?;

@@ -244,7 +244,6 @@ impl TenantDb {
     }
 
     async fn open_share(&self, cx: &TenantContext, share: Uuid, read_only: bool) -> Result<(TenantTx, Granted)> {
-        let mut tx = self.bind_to_open(cx, read_only).await?;
         let also = format!("SET LOCAL tenancy.share = '{share}'; {}", audience(cx));
         let begin = self.begin_text(cx, if read_only { "BEGIN READ ONLY" } else { "BEGIN" }, Some(&also));
         let actor = cx.principal().actor();
@@ -258,7 +257,8 @@ impl TenantDb {
             }),
             cx.request_id(),
         );
-        let rows = tx.ask(&sql).await.map_err(refused)?;
+        // One message: opening costs no round trip more than any other transaction.
+        let (tx, rows) = self.begin_after(cx, &sql, read_only, refused).await?;
         let row = rows.iter().find(|row| row.try_get_raw("resource_id").is_ok()).ok_or_else(Error::not_found)?;
         let read = || -> sqlx::Result<Granted> {
             Ok(Granted {
