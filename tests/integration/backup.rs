@@ -32,7 +32,7 @@ impl World {
         Self::with(Kit::new().await)
     }
 
-    fn with(kit: Kit) -> Self {
+    pub(crate) fn with(kit: Kit) -> Self {
         let store = Arc::new(InMemory::new());
         let objects = TenantObjects::prefixed(store.clone(), Path::from("tenants")).expect("objects");
         let backups = Backups::new(&kit.db, store.clone(), Path::from("backups"), keys()).with_objects(objects.clone()).with_pace(None);
