@@ -141,6 +141,9 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
         if target.contains("{operation}") { target.replace("{operation}", &failed_operation(app, &owner.tenant).await) } else { target };
     let target =
         if target.contains("{backup}") { target.replace("{backup}", &app.operator().back_up(&owner.tenant).await) } else { target };
+    if target.ends_with("/drill") {
+        app.operator().back_up(&owner.tenant).await;
+    }
     let target = if target.contains("{domain}") { target.replace("{domain}", &owner.domain("shop.example.com").await) } else { target };
     let target =
         if target.contains("{webhook}") { target.replace("{webhook}", &owner.webhook("https://hooks.example.com").await) } else { target };

@@ -733,7 +733,7 @@ async fn other_tenants_are_tenants_that_never_were() {
             operation.parameters.iter().all(|parameter| {
                 matches!(
                     parameter.as_str(),
-                    "tenant" | "message" | "operation" | "file" | "operator" | "impersonation" | "plan" | "flag" | "peer"
+                    "tenant" | "message" | "operation" | "file" | "operator" | "impersonation" | "plan" | "flag" | "peer" | "backup"
                 )
             }),
             "{}: teach me what it names",
