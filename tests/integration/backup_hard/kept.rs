@@ -137,7 +137,7 @@ async fn a_restore_lets_nobody_in_shares_nothing_again_and_forgets_nothing() {
     assert_eq!(world.kit.db.read_shared(&globex, revoked).await.expect_err("it stays revoked").kind(), tenancy_core::ErrorKind::NotFound);
     assert_eq!(world.kit.db.read_shared(&globex, goes).await.expect_err("it is gone").kind(), tenancy_core::ErrorKind::NotFound);
     drop(world.kit.db.read_shared(&globex, stays).await.expect("the control: it is shared"));
-    let told = format!("select tenant_id::text from tenancy.audit_events where action = 'share.ended' and target = '{}' order by at", goes);
+    let told = format!("select tenant_id::text from tenancy.audit_events where action = 'share.ended' and target = '{goes}' order by at");
     let sides: BTreeSet<String> = texts(&mut eye, &told).await.into_iter().collect();
     assert_eq!(sides, [&acme, &globex].map(|cx| cx.tenant_id().to_string()).into(), "both sides are told");
 

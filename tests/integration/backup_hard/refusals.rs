@@ -14,7 +14,7 @@ async fn outcome(eye: &mut PgConnection, begin: &[String], sql: &str) -> Result<
     let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *tx).await;
     let outcome = match done {
         Ok(done) => Ok(done.rows_affected()),
-        Err(error) => Err(error.as_database_error().and_then(|error| error.code()).expect("an SQLSTATE").into_owned()),
+        Err(error) => Err(error.as_database_error().and_then(sqlx::error::DatabaseError::code).expect("an SQLSTATE").into_owned()),
     };
     tx.rollback().await.expect("rolled back");
     outcome
