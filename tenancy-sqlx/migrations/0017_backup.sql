@@ -19,7 +19,7 @@ begin
   for t in
     select c.oid::regclass as rel, n.nspname, pg_has_role(n.nspowner, 'usage') as own
       from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
-     where p.polname = 'tenancy_fence' and pg_has_role(c.relowner, 'usage')
+     where p.polname = 'tenancy_fence' and pg_has_role(c.relowner, 'usage') and n.nspname <> 'tenancy' -- the kit's own are not taken
   loop
     execute format('grant select on %s to tenancy_backup', t.rel);
     if t.own then execute format('grant usage on schema %I to tenancy_backup', t.nspname); end if;

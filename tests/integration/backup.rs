@@ -18,12 +18,12 @@ use uuid::Uuid;
 
 pub(crate) struct World {
     pub(crate) kit: Kit,
-    store: Arc<InMemory>,
-    objects: TenantObjects,
+    pub(crate) store: Arc<InMemory>,
+    pub(crate) objects: TenantObjects,
     pub(crate) backups: Backups,
 }
 
-fn keys() -> BackupKeys {
+pub(crate) fn keys() -> BackupKeys {
     BackupKeys::new([7; 32])
 }
 
@@ -32,29 +32,29 @@ impl World {
         Self::with(Kit::new().await)
     }
 
-    fn with(kit: Kit) -> Self {
+    pub(crate) fn with(kit: Kit) -> Self {
         let store = Arc::new(InMemory::new());
         let objects = TenantObjects::prefixed(store.clone(), Path::from("tenants")).expect("objects");
         let backups = Backups::new(&kit.db, store.clone(), Path::from("backups"), keys()).with_objects(objects.clone()).with_pace(None);
         Self { kit, store, objects, backups }
     }
 
-    fn worker(&self, backups: &Backups) -> Operations {
+    pub(crate) fn worker(&self, backups: &Backups) -> Operations {
         backups.does(Operations::new(&self.kit.db)).with_lease(Duration::from_millis(1_500))
     }
 
-    async fn operation(&self, id: Uuid) -> Operation {
+    pub(crate) async fn operation(&self, id: Uuid) -> Operation {
         self.kit.db.dangerous().begin_system("a test looks").await.expect("system").operation(id).await.expect("the operation")
     }
 
-    async fn ask_backup(&self, tenant: TenantId) -> Result<Operation> {
+    pub(crate) async fn ask_backup(&self, tenant: TenantId) -> Result<Operation> {
         let mut tx = self.kit.db.dangerous().begin_system("a test backs a tenant up").await?;
         let queued = tx.request_backup(tenant, None).await?;
         tx.commit().await?;
         Ok(queued)
     }
 
-    async fn ask_restore(&self, tenant: TenantId, restore: &NewRestore) -> Result<Operation> {
+    pub(crate) async fn ask_restore(&self, tenant: TenantId, restore: &NewRestore) -> Result<Operation> {
         let mut tx = self.kit.db.dangerous().begin_system("a test restores a tenant").await?;
         let queued = tx.request_restore(tenant, restore, None).await?;
         tx.commit().await?;
@@ -62,7 +62,7 @@ impl World {
     }
 
     /// Works until the operation is over: claims of killed workers have to run out first.
-    async fn finish(&self, id: Uuid) -> Operation {
+    pub(crate) async fn finish(&self, id: Uuid) -> Operation {
         let worker = self.worker(&self.backups);
         loop {
             // A machine that is busy may lose a claim that is so short.
@@ -77,7 +77,7 @@ impl World {
         }
     }
 
-    async fn done(&self, id: Uuid) -> Value {
+    pub(crate) async fn done(&self, id: Uuid) -> Value {
         let done = self.finish(id).await;
         assert_eq!((done.state.as_str(), &done.error), ("done", &None));
         done.result.expect("a result")
@@ -94,19 +94,19 @@ impl World {
         self.done(queued.id).await
     }
 
-    async fn refused(&self, cx: &TenantContext, restore: &NewRestore) -> String {
+    pub(crate) async fn refused(&self, cx: &TenantContext, restore: &NewRestore) -> String {
         let queued = self.ask_restore(cx.tenant_id(), restore).await.expect("queued");
         let failed = self.finish(queued.id).await;
         assert_eq!(failed.state, "failed", "{:?}", failed.result);
         failed.error.expect("a reason")
     }
 
-    async fn put(&self, cx: &TenantContext, path: &str, content: impl Into<object_store::PutPayload>) {
+    pub(crate) async fn put(&self, cx: &TenantContext, path: &str, content: impl Into<object_store::PutPayload>) {
         self.objects.scope(cx).expect("scope").put(&Path::from(path), content.into()).await.expect("put");
     }
 
     /// All objects of a tenant.
-    async fn contents(&self, cx: &TenantContext) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) async fn contents(&self, cx: &TenantContext) -> BTreeMap<String, Vec<u8>> {
         let below = Path::from("tenants").join(cx.tenant_id().to_string());
         let mut all = BTreeMap::new();
         for meta in futures_util::TryStreamExt::try_collect::<Vec<_>>(self.store.list(Some(&below))).await.expect("listed") {
@@ -142,7 +142,7 @@ pub(crate) async fn as_owner(kit: &Kit, sql: &str) {
     eye.execute(AssertSqlSafe(sql.to_owned())).await.expect("made");
 }
 
-async fn run(kit: &Kit, cx: &TenantContext, statements: &[&str]) {
+pub(crate) async fn run(kit: &Kit, cx: &TenantContext, statements: &[&str]) {
     let mut tx = kit.db.begin(cx).await.expect("begin");
     for sql in statements {
         sqlx::query(AssertSqlSafe((*sql).to_owned())).execute(&mut tx).await.expect(sql);
@@ -173,7 +173,7 @@ const HARD: &str = "
     call tenancy.protect_table('tree'); call tenancy.protect_table('men'); call tenancy.protect_table('dogs'); call tenancy.protect_table('events');
     call tenancy.protect_table('things'); call tenancy.protect_table('bare'); call tenancy.protect_table('\"Odd Name\"'); call tenancy.protect_table('fired')";
 
-async fn hard_world() -> World {
+pub(crate) async fn hard_world() -> World {
     let world = World::new().await;
     as_owner(&world.kit, HARD).await;
     for cx in [&world.kit.acme, &world.kit.globex] {
@@ -205,7 +205,7 @@ async fn hard_world() -> World {
 }
 
 /// Damage of every kind.
-async fn vandalise(world: &World, cx: &TenantContext) {
+pub(crate) async fn vandalise(world: &World, cx: &TenantContext) {
     run(
         &world.kit,
         cx,
@@ -303,7 +303,7 @@ async fn a_dry_run_tells_what_would_change_and_changes_nothing() {
 }
 
 /// The archive's place in the store.
-async fn archive_of(world: &World, backup: Uuid) -> Path {
+pub(crate) async fn archive_of(world: &World, backup: Uuid) -> Path {
     let all: Vec<_> = futures_util::TryStreamExt::try_collect(world.store.list(Some(&Path::from("backups")))).await.expect("listed");
     let mut found =
         all.into_iter().map(|meta: object_store::ObjectMeta| meta.location).filter(|at| at.as_ref().contains(&backup.to_string()));

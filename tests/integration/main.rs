@@ -5,6 +5,7 @@
 mod api;
 mod audit;
 mod backup;
+mod backup_hard;
 mod backup_keys;
 mod cancel;
 mod catalog;

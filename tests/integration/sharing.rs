@@ -88,7 +88,7 @@ impl Two {
         Some(Self { kit, owner, target, notes })
     }
 
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::on(Route::Direct).await.expect("a kit")
     }
 

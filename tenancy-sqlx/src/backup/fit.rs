@@ -5,6 +5,7 @@
 //! | a column was added | rows that come back or change get its default; refused if it has none and must not be null |
 //! | a column was dropped | refused by name, unless its values may be left out |
 //! | a column has another type | its values are assigned to it, as by INSERT; refused where PostgreSQL refuses that |
+//! | a column was added to the key | refused by name |
 //! | a table was added | it stays as it is |
 //! | a table was dropped, or is skipped now | refused by name, unless its rows may be left out |
 
