@@ -233,8 +233,8 @@ impl Schema {
         Ok(left)
     }
 
-    /// Lets restores write rows without firing triggers: what those did is in the backup already. From PostgreSQL 15 on a superuser can
-    /// let others; before, only superusers may. A service that restores nothing needs it not.
+    /// Lets restores write rows without firing triggers: what those did is in the backup already. PostgreSQL can be told so from 15 on; a
+    /// service that restores nothing needs it not.
     async fn let_restore(&mut self) -> Result<Option<String>> {
         let asked = "select current_setting('server_version_num')::int >= 150000";
         if !sqlx::query_scalar::<_, bool>(asked).fetch_one(&mut self.conn).await.map_err(from_sqlx)? {
