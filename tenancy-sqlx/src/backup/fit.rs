@@ -124,7 +124,7 @@ impl Fit {
             make = format!("{make}; create temp table r{n} ({}) on commit drop", raw.join(", "));
         }
         let stored: Vec<String> = self.was.stored().map(Column::quoted).collect();
-        (make, format!("COPY {into} ({}) FROM STDIN (FORMAT binary)", stored.join(", ")))
+        (make, format!("COPY {into}{} FROM STDIN (FORMAT binary)", listed(&stored)))
     }
 
     /// What is left to do once the rows are there.
@@ -140,7 +140,7 @@ impl Fit {
                 _ => now.quoted(),
             })
             .collect();
-        format!("insert into s{n} ({}) select {} from r{n}; drop table r{n}; analyze s{n}", columns.join(", "), values.join(", "))
+        format!("insert into s{n}{} select {} from r{n}; drop table r{n}; analyze s{n}", listed(&columns), values.join(", "))
     }
 
     fn same_key(&self) -> String {
@@ -168,7 +168,7 @@ impl Fit {
         let (from, own) = (self.table.from(), self.own());
         if !self.is_keyed() {
             let columns: Vec<String> = self.columns().map(|column| format!("{}::text", column.quoted())).collect();
-            let columns = columns.join(", ");
+            let columns = if columns.is_empty() { "1".to_owned() } else { columns.join(", ") };
             return format!(
                 "select (select count(*) from (select {columns} from {from} t where {own} except all select {columns} from s{n}) x), 0::bigint,
                         (select count(*) from (select {columns} from s{n} except all select {columns} from {from} t where {own}) x)"
@@ -232,6 +232,11 @@ impl Fit {
             values.join(", ")
         )
     }
+}
+
+/// The columns of a statement: none is a table that has but its tenant's, whose list is left out.
+fn listed(columns: &[String]) -> String {
+    if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) }
 }
 
 #[cfg(test)]

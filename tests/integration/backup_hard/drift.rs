@@ -175,3 +175,30 @@ async fn selected_tables_come_back_alone_and_never_with_a_reference_to_nothing()
     assert_eq!(result["tables"], serde_json::json!({ "public.parts": { "removed": 0, "changed": 0, "added": 3 } }));
     assert_eq!(rows(&world, "title").await, ["now", "two", "three"]);
 }
+
+#[tokio::test]
+async fn a_table_with_nothing_but_its_tenant_comes_back() {
+    let world = World::new().await;
+    let sql = "create table alone (tenant_id uuid not null); create table once (tenant_id uuid primary key); create table less (tenant_id uuid not null, n int);
+               call tenancy.protect_table('alone'); call tenancy.protect_table('once'); call tenancy.protect_table('less')";
+    as_owner(&world.kit, sql).await;
+    let three = "select tenancy.current_tenant() from generate_series(1, 3)";
+    for cx in [&world.kit.acme, &world.kit.globex] {
+        let rows = ["alone", "less"].map(|table| format!("insert into {table} (tenant_id) {three}"));
+        run(&world.kit, cx, &[&rows[0], &rows[1], "insert into once values (default)"]).await;
+    }
+    let acme = &world.kit.acme;
+    let backup = world.back_up(acme).await;
+    let more = ["delete from once", "delete from less", "insert into alone values (default), (default)"];
+    run(&world.kit, acme, &more).await;
+    as_owner(&world.kit, "alter table less drop n").await;
+    let mut eye = world.kit.superuser().await;
+    let others = digests(&mut eye, Some(world.kit.globex.tenant_id())).await;
+    let told = world.restore(acme, &NewRestore::new(backup).losing().dry_run()).await;
+    assert_eq!((&told["tables"]["public.alone"]["removed"], &told["tables"]["public.less"]["added"]), (&2.into(), &3.into()));
+    world.restore(acme, &NewRestore::new(backup).losing()).await;
+    let count = "select concat((select count(*) from alone), (select count(*) from once), (select count(*) from less))";
+    let mut tx = world.kit.db.read(acme).await.expect("read");
+    assert_eq!(sqlx::query_scalar::<_, String>(count).fetch_one(&mut tx).await.expect("counts"), "313");
+    assert_eq!(digests(&mut eye, Some(world.kit.globex.tenant_id())).await, others);
+}
