@@ -94,7 +94,7 @@ impl SystemTx {
         Ok(held)
     }
 
-    /// Lets a backup go: from the commit on it can't be restored, and [`Backups::sweep`](super::Backups::sweep) removes it.
+    /// Lets a backup go: from the commit on it can't be restored, and a [sweep](super::Backups::queue_sweep) removes it.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Conflict`](ErrorKind::Conflict) for one that is held.

@@ -117,12 +117,12 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
     eye.execute(AssertSqlSafe(format!(
         "insert into orders select t.id, md5(t.id::text || g)::uuid, now() - g * interval '1 second', (g * 7919 % 100000) / 100.0, 'order ' || g || ' of ' || md5(g::text)
            from tenancy.tenants t, generate_series(1, {ROWS}) g order by g, t.id;
-         insert into lines select o.tenant_id, md5(o.id::text)::uuid, o.id, 1, jsonb_build_object('what', left(o.note, 12), 'price', o.amount, 'tags', array['a', md5(o.id::text)]) from orders o;
-         vacuum analyze orders; "
+         insert into lines select o.tenant_id, md5(o.id::text)::uuid, o.id, 1, jsonb_build_object('what', left(o.note, 12), 'price', o.amount, 'tags', array['a', md5(o.id::text)]) from orders o"
     )))
-    .await
-    .map_err(|error| error.to_string())?;
-    eye.execute("vacuum analyze lines").await?;
+    .await?;
+    for sql in ["vacuum analyze orders", "vacuum analyze lines"] {
+        eye.execute(sql).await?;
+    }
 
     // The same rows, alone in a database.
     let tenant = tenants[1].tenant_id();
@@ -142,6 +142,7 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
     let fast = backups.clone().with_pace(None);
     let world = World { db, backups: fast.clone(), tenant: tenants[1].clone(), other: tenants[2].clone() };
 
+    let name: String = sqlx::query_scalar("select current_database()").fetch_one(&mut same).await?;
     let [mut dump, mut take, mut restored, mut merged, mut replaced, mut drilled] = [const { Vec::new() }; 6];
     let file = folder.join("dump");
     let mut backup = (Uuid::nil(), 0);
@@ -153,8 +154,7 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
 
         let into = format!("restored_{round}");
         same.execute(AssertSqlSafe(format!("create database {into}"))).await?;
-        let url = alone.admin_url();
-        let url = format!("{}/{into}{}", &url[..url.rfind('/').unwrap_or_default()], url.find('?').map_or("", |at| &url[at..]));
+        let url = alone.admin_url().replace(&name, &into);
         restored.push(run(Command::new("pg_restore").args(["-d", &url]).arg(&file))?);
         same.execute(AssertSqlSafe(format!("drop database {into}"))).await?;
 
