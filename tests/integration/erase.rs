@@ -22,7 +22,7 @@ fn key() -> CertificateKey {
 }
 
 fn worker(kit: &Kit, erase: Erase) -> Operations {
-    Operations::new(&kit.db).with(Erase::KIND, erase).with_lease(Duration::from_millis(600))
+    Operations::new(&kit.db).with(Erase::KIND, erase).with_lease(Duration::from_millis(1_500))
 }
 
 async fn archive(kit: &Kit, cx: &TenantContext) {

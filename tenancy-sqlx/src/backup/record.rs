@@ -75,7 +75,7 @@ impl SystemTx {
         sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(tenant.as_uuid()).bind(id).fetch_one(self).await.map_err(from_sqlx)
     }
 
-    /// Keeps a backup whatever the retention says, for a reason; or lets it go again.
+    /// Keeps a backup from being deleted, for a reason; or lets it go again.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) for a reason of other than 3 to 500 characters.
@@ -105,8 +105,12 @@ impl SystemTx {
         if let Some(hold) = self.backup(tenant, id).await?.hold {
             return Err(Error::new(ErrorKind::Conflict, format!("the backup is held ({hold}): let it go first")));
         }
-        let query = sqlx::query("update tenancy.backups set deleted_at = clock_timestamp() where tenant_id = $1 and id = $2");
-        query.bind(tenant.as_uuid()).bind(id).execute(&mut *self).await.map_err(from_sqlx)?;
+        let query = sqlx::query(
+            "update tenancy.backups set deleted_at = clock_timestamp() where tenant_id = $1 and id = $2 and hold is null and deleted_at is null",
+        );
+        if query.bind(tenant.as_uuid()).bind(id).execute(&mut *self).await.map_err(from_sqlx)?.rows_affected() == 0 {
+            return Err(Error::new(ErrorKind::Conflict, "the backup is held, or deleted, since this moment")); // by somebody else
+        }
         self.tell_of_backup(tenant, id, "backup.delete", serde_json::Value::Null).await
     }
 
