@@ -83,7 +83,7 @@ create table tenancy.backups (
   attempt bigint not null,                           -- of the operation: where the archive is
   kit text not null,
   created_by text not null,
-  hold text check (char_length(btrim(hold)) between 3 and 500), -- why it must be kept, whatever the retention says
+  hold text check (char_length(btrim(hold)) between 3 and 500), -- why it must not be deleted
   deleted_at timestamptz,                            -- from then on it is gone or going
   primary key (tenant_id, id)
 );

@@ -19,7 +19,7 @@ pub struct Backup {
     pub tenant_id: Uuid,
     /// When the snapshot was taken: it has what was committed before.
     pub taken_at: DateTime<Utc>,
-    /// `asked`, `scheduled` or `before restore`.
+    /// `asked` or `before restore`.
     pub reason: String,
     /// The tenant's key that it is sealed with.
     pub key_id: Uuid,
