@@ -94,7 +94,7 @@ impl Operator {
         let at = asked.expect(202).header("location").to_owned();
         for _ in 0..600 {
             let operation = self.get(&at).await.expect(200).json();
-            if operation["state"] == "done" || operation["state"] == "failed" {
+            if !["queued", "running"].contains(&operation["state"].as_str().unwrap_or_default()) {
                 return operation;
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;

@@ -1,10 +1,12 @@
 //! What is hard for backups: any schema, what changed since, who else is at work, who may not see or write, and who is killed.
 
+mod called_off;
 mod canary;
 mod drift;
 mod kept;
 mod random;
 mod refusals;
+mod scheduled;
 mod stopped;
 mod writers;
 

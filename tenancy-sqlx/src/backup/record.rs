@@ -31,7 +31,7 @@ pub struct Backup {
     pub objects: i64,
     /// How large those are, in bytes. What earlier backups have is not stored again.
     pub object_bytes: i64,
-    /// BLAKE3 of the archive, in hex.
+    /// Tells the archive from any other, as `docs/backup-format.md` says: BLAKE3, in hex.
     pub hash: String,
     /// The version of the kit that took it.
     pub kit: String,

@@ -11,6 +11,7 @@ use super::Backups;
 use crate::dangerous::begin_admin;
 use crate::error::from_sqlx;
 use crate::operations::Operation;
+use crate::settle::BYSTANDER;
 use crate::tx::SystemTx;
 
 /// The schedule of a tenant, and where it stands.
@@ -164,6 +165,10 @@ impl Backups {
     pub async fn queue_due(&self) -> Result<Option<TenantId>> {
         let now = self.db.inner().clock.now();
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
+        let alone = sqlx::query_scalar("select pg_try_advisory_xact_lock($1, 3)").bind(BYSTANDER);
+        if !alone.fetch_one(&mut tx).await.map_err(from_sqlx)? {
+            return Ok(None); // another node is about to
+        }
         let busy = sqlx::query_scalar(
             "select exists (select from tenancy.operations o where o.state in ('queued', 'running') and o.kind in ('backup', 'drill') and o.input ->> 'reason' = 'scheduled')",
         );
