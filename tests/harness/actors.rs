@@ -109,6 +109,13 @@ impl Operator {
         done["id"].as_str().expect("an id").to_owned()
     }
 
+    /// Makes a link to the archive of a backup, and gives where it leads on this server.
+    pub async fn link_to_backup(&self, tenant: &str, backup: &str) -> String {
+        let made = self.ask("POST", &format!("/api/v1/tenants/{tenant}/backups/{backup}/download")).await.expect(201).text("url");
+        let at = made.find("/downloads/").expect("a link");
+        made[at..].to_owned()
+    }
+
     /// Lets tenants share on this platform.
     pub async fn allow_sharing(&self) {
         self.put("/api/v1/sharing-platform", "").json(&json!({ "enabled": true, "links": true })).await.expect(200);

@@ -241,8 +241,7 @@ async fn a_link_opens_the_archive_for_a_while_and_nothing_else() {
     let backup = operator.back_up(&acme.slug).await;
     let at = format!("/api/v1/tenants/{}/backups/{backup}", acme.slug);
     let record = operator.get(&at).await.expect(200).json();
-    let link = operator.ask("POST", &format!("{at}/download")).await.expect(201).json();
-    let path = link["url"].as_str().and_then(|url| url.find("/downloads/").map(|at| url[at..].to_owned())).expect("a link");
+    let path = operator.link_to_backup(&acme.slug, &backup).await;
 
     // Whoever has it: no credentials at all.
     let visitor = app.stranger();
