@@ -3,6 +3,7 @@
 mod canary;
 mod drift;
 mod kept;
+mod new_ids;
 mod random;
 mod refusals;
 mod stopped;

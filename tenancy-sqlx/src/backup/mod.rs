@@ -51,6 +51,7 @@ mod keys;
 mod objects;
 mod pace;
 mod record;
+mod renew;
 mod request;
 mod restore;
 mod session;

@@ -67,7 +67,10 @@ pub(super) enum Verb {
         /// Its name for people [default: that of the other one]
         #[arg(long)]
         name: Option<String>,
-        /// Print JSON: the operation
+        /// Give its rows ids of their own, wherever they are referred to
+        #[arg(long)]
+        new_ids: bool,
+        /// Print JSON: the operation, whose `result` says what still names an old id
         #[arg(long)]
         json: bool,
     },
@@ -129,10 +132,10 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             tx.commit().await?;
             finish(config, db, id, json, |done| table(&done.result.clone().unwrap_or_default())).await
         }
-        Verb::Clone { tenant, backup, slug, name, json } => {
+        Verb::Clone { tenant, backup, slug, name, new_ids, json } => {
             let found = tenant::find(&db.catalog(), &tenant).await?;
             let mut asked = NewClone::new(backup, slug);
-            asked.name = name;
+            (asked.name, asked.new_ids) = (name, new_ids);
             let mut tx = db.dangerous().begin_system("clone a tenant").await?;
             let id = tx.request_clone(found.id, &asked, None).await?.id;
             tx.commit().await?;
