@@ -155,6 +155,39 @@ async fn backups_are_listed_held_and_let_go() {
     assert!(files(&left.with_file_name(&globex.tenant)) > 0);
 }
 
+#[tokio::test]
+async fn a_clone_with_new_ids_serves_the_same_documents_under_others() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    fill(&acme, 0).await;
+    fill(&globex, 100).await;
+    let (was, others) = (seen(&acme).await, seen(&globex).await);
+    let backup = app.operator().back_up(&acme.slug).await;
+    let ask = json!({ "backup": backup, "slug": "acme-copy", "name": "A copy", "new_ids": true });
+    let done = app.operator().work(&acme.slug, "clone", Some(&ask)).await;
+    assert_eq!((&done["state"], &done["result"]["left"]), (&json!("done"), &json!({})), "{done}");
+    let mut copy = acme.of(done["result"]["tenant_id"].as_str().expect("an id"));
+    (copy.slug, copy.name) = ("acme-copy".to_owned(), "A copy".to_owned());
+    let ours = seen(&copy).await;
+    let all = |seen: &[(Value, Vec<u8>)]| -> Vec<(Value, Vec<u8>)> {
+        seen.iter().map(|(document, content)| (document["title"].clone(), content.clone())).collect()
+    };
+    let ids = |seen: &[(Value, Vec<u8>)]| -> Vec<String> {
+        seen.iter().flat_map(|(document, _)| [document["id"].to_string(), document["project_id"].to_string()]).collect()
+    };
+    // In the same order, since ids with a time keep it.
+    assert_eq!((ours.len(), all(&ours)), (6, all(&was)));
+    assert!(ids(&ours).iter().all(|id| !ids(&was).contains(id)));
+    for (document, _) in &was {
+        copy.get(&format!("/api/v1/documents/{}", document["id"].as_str().expect("an id"))).await.problem("not-found");
+    }
+    let first = format!("/api/v1/documents/{}", ours[0].0["id"].as_str().expect("an id"));
+    acme.get(&first).await.problem("not-found");
+    copy.delete(&first).await.expect(204);
+    assert_eq!((seen(&acme).await, seen(&globex).await), (was, others));
+    let bad = json!({ "backup": backup, "slug": "acme-copy-2", "new_ids": "yes" });
+    app.operator().post(&format!("/api/v1/tenants/{}/clone", acme.slug), &bad).await.problem("invalid");
+}
+
 /// Each server is killed (SIGKILL) a little later in a restore than the one before: the old rows stand or the new ones, and the next one
 /// completes it.
 #[tokio::test]

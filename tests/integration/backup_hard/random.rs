@@ -94,11 +94,11 @@ fn value(rng: &mut StdRng, kind: &str) -> String {
     format!("'{inner}'::{kind}")
 }
 
-struct Table {
-    name: String,
+pub(super) struct Table {
+    pub(super) name: String,
     key: Vec<&'static str>,
     /// Name, type, and whether it can be null.
-    columns: Vec<(String, &'static str, bool)>,
+    pub(super) columns: Vec<(String, &'static str, bool)>,
     /// Columns that refer to the key of the table with this number.
     refers: Vec<(String, usize)>,
     unique: Option<(String, &'static str)>,
@@ -213,7 +213,7 @@ impl Table {
     }
 }
 
-fn schema(rng: &mut StdRng) -> (Vec<Table>, String) {
+pub(super) fn schema(rng: &mut StdRng) -> (Vec<Table>, String) {
     let (mut tables, made): (Vec<Table>, Vec<String>) = (0..rng.random_range(1..7)).map(|n| Table::random(rng, n)).unzip();
     let mut sql = format!("{OWN}; {}", made.join(" "));
     // Also to itself, and in circles.
@@ -272,7 +272,7 @@ async fn attempt(world: &World, cx: &TenantContext, statements: &[Vec<String>]) 
     did
 }
 
-async fn fill(world: &World, cx: &TenantContext, rng: &mut StdRng, tables: &[Table]) {
+pub(super) async fn fill(world: &World, cx: &TenantContext, rng: &mut StdRng, tables: &[Table]) {
     let mut statements = Vec::new();
     for table in tables {
         statements.extend((0..rng.random_range(0..40)).map(|_| vec![table.insert(rng)]));

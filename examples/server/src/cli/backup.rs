@@ -141,7 +141,10 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             tx.commit().await?;
             let new = |done: &Operation| done.result.clone().unwrap_or_default();
             finish(config, db, id, json, |done| {
-                format!("{} is active: {} rows", new(done)["slug"].as_str().unwrap_or_default(), new(done)["rows"])
+                let left: Vec<String> =
+                    new(done)["left"].as_object().into_iter().flatten().map(|(column, values)| format!("{column} ({values})")).collect();
+                let left = if left.is_empty() { String::new() } else { format!("; still with old ids: {}", left.join(", ")) };
+                format!("{} is active: {} rows{left}", new(done)["slug"].as_str().unwrap_or_default(), new(done)["rows"])
             })
             .await
         }
