@@ -96,7 +96,7 @@ fn value(rng: &mut StdRng, kind: &str) -> String {
 
 pub(super) struct Table {
     pub(super) name: String,
-    key: Vec<&'static str>,
+    pub(super) key: Vec<&'static str>,
     /// Name, type, and whether it can be null.
     pub(super) columns: Vec<(String, &'static str, bool)>,
     /// Columns that refer to the key of the table with this number.
@@ -297,9 +297,9 @@ async fn damage(world: &World, cx: &TenantContext, rng: &mut StdRng, tables: &[T
     attempt(world, cx, &statements).await
 }
 
-type Seen = (BTreeMap<String, String>, Vec<Vec<u8>>);
+pub(super) type Seen = (BTreeMap<String, String>, Vec<Vec<u8>>);
 
-async fn seen(eye: &mut PgConnection, cx: &TenantContext, tables: &[Table]) -> Seen {
+pub(super) async fn seen(eye: &mut PgConnection, cx: &TenantContext, tables: &[Table]) -> Seen {
     let mut bytes = Vec::new();
     for table in tables {
         bytes.push(super::bytes_of(eye, &table.name, cx).await);
