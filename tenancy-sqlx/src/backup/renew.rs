@@ -198,13 +198,9 @@ impl Plan {
             if stored(&here).is_none() || plan.columns.get(&there) != Some(&How::Id) {
                 continue;
             }
-            match plan
-                .columns
-                .entry(here)
-                .or_insert_with_key(|here| if facts.kind(here) == "jsonb" { How::Json(Vec::new()) } else { How::Ids })
-            {
-                How::Json(paths) => paths.push(path.clone()),
-                _ => {}
+            let how = if facts.kind(&here) == "jsonb" { How::Json(Vec::new()) } else { How::Ids };
+            if let How::Json(paths) = plan.columns.entry(here).or_insert(how) {
+                paths.push(path.clone());
             }
         }
         plan.paths = facts.objects.iter().filter_map(|(node, path)| Some((path.clone(), plan.columns.get(node)?.clone()))).collect();
@@ -429,7 +425,8 @@ impl Renewal {
             return Ok(());
         }
         let sql = format!("update s{n} s set {}", sets.join(", "));
-        let query = paths.into_iter().fold(sqlx::query(AssertSqlSafe(sql)).bind(&self.secret[..]), |query, paths| query.bind(paths));
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(&self.secret[..]);
+        let query = paths.into_iter().fold(query, sqlx::query::Query::bind);
         query.execute(tx).await.map(drop).map_err(from_sqlx)
     }
 
