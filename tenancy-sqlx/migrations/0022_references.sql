@@ -7,7 +7,7 @@ create table tenancy.reference_columns (
   refers regclass not null,
   primary key (rel, col, path)
 );
-grant select on tenancy.reference_columns to tenancy_backup, tenancy_admin, tenancy_app;
+grant select on tenancy.reference_columns to tenancy_admin;
 
 -- Declares a reference: a uuid, uuid[] or integer column that holds keys of `refers`, or where in a JSONB column such uuids are.
 create procedure tenancy.declare_reference(rel regclass, col name, path text, refers regclass)

@@ -192,7 +192,10 @@ impl Plan {
             } else {
                 continue;
             };
-            plan.columns.extend(nodes.iter().filter(|node| stored(node).is_some()).map(|node| ((*node).clone(), how.clone())));
+            // A column that was declared and has another type by now is left, and told of.
+            let fits = |node: &Node| if how == How::Id { facts.kind(node) == "uuid" } else { facts.is_integer(node) };
+            let nodes = nodes.iter().filter(|node| fits(node) && stored(node).is_some());
+            plan.columns.extend(nodes.map(|node| ((*node).clone(), how.clone())));
         }
         for (here, there, path) in inside {
             if stored(&here).is_none() || plan.columns.get(&there) != Some(&How::Id) {
