@@ -175,7 +175,7 @@ impl<S> Tx<S> {
     }
 
     /// What `COPY … TO STDOUT` gives. The rest of the transaction can be used once all of it was read.
-    #[cfg(feature = "backup")]
+    #[cfg(any(feature = "backup", feature = "export"))]
     pub(crate) async fn copy_out(
         &mut self,
         sql: &str,

@@ -13,7 +13,7 @@ use sqlx::Executor as _;
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Actor, ErrorKind, NewTenant, Result, TenantCatalog as _, TenantChange, TenantContext, TenantId, TenantStatus};
 use tenancy_sqlx::erase::{CertificateKey, Erase};
-use tenancy_sqlx::export::{Export, Exports};
+use tenancy_sqlx::export::{Export, Exports, Format, NewExport};
 use tenancy_sqlx::operations::{Operation, Operations};
 use uuid::Uuid;
 
@@ -32,8 +32,12 @@ impl World {
     }
 
     async fn request(&self, tenant: TenantId) -> Result<Operation> {
+        self.ask(tenant, &NewExport::default()).await
+    }
+
+    async fn ask(&self, tenant: TenantId, export: &NewExport) -> Result<Operation> {
         let mut tx = self.kit.db.dangerous().begin_system("a test exports a tenant").await?;
-        let queued = tx.request_export(tenant, None).await?;
+        let queued = tx.request_export(tenant, export, None).await?;
         tx.commit().await?;
         Ok(queued)
     }
@@ -48,6 +52,10 @@ impl World {
 
     async fn export(&self, tenant: TenantId) -> Operation {
         let queued = self.request(tenant).await.expect("queued");
+        self.done(queued).await
+    }
+
+    async fn done(&self, queued: Operation) -> Operation {
         self.worker().run_next().await.expect("it runs");
         let done = self.operation(queued.id).await;
         assert_eq!((done.state.as_str(), &done.error), ("done", &None));
@@ -201,4 +209,113 @@ async fn tenants_that_do_not_serve_are_exported_and_an_erasure_takes_the_exports
     assert_eq!(world.operation(queued.id).await.state, "done");
     assert!(world.all(acme).await.is_empty());
     world.file(&globex, "manifest.json").await;
+}
+
+const KINDS: &str = "
+    create type hue as enum ('red', 'dark, blue');
+    create type pair as (n int, word text);
+    create domain short as varchar(40);
+    create domain numbers as int[];
+    create table kinds (
+      tenant_id uuid not null, id int not null, at timestamptz not null default '2026-01-02 03:04:05.678901+05', word text, fixed char(6), nick short, amount numeric, ratio float8, small real, yes boolean,
+      blob bytea, day date, local timestamp, hour time, pause interval, net inet, span int4range, hue hue, raw json, doc jsonb, numbers numbers, words text[], times timestamptz[], pair pair, pairs pair[],
+      twice int generated always as (id * 2) stored, \"odd \"\"name\"\", =x\" text, primary key (tenant_id, at, id));
+    call tenancy.protect_table('kinds');
+    set timezone = 'America/Lima'";
+/// The same, with JSON where the file has JSON.
+const BACK: &str = "
+    create table back (
+      tenant_id uuid, id int, at timestamptz, word text, fixed char(6), nick short, amount numeric, ratio float8, small real, yes boolean, blob bytea, day date, local timestamp, hour time, pause interval,
+      net inet, span int4range, hue hue, raw json, doc jsonb, numbers jsonb, words jsonb, times jsonb, pair jsonb, pairs jsonb, twice int, \"odd \"\"name\"\", =x\" text)";
+
+async fn kinds(eye: &mut sqlx::PgConnection, from: &str, tenant: TenantId) -> Vec<String> {
+    let sql = format!(
+        "select row(id, at, word, fixed, nick, amount, ratio, small, yes, blob, day, local, hour, pause, net, span, hue, raw, doc, to_jsonb(numbers), to_jsonb(words), to_jsonb(times), to_jsonb(pair),
+                    to_jsonb(pairs), twice, \"odd \"\"name\"\", =x\")::text from {from} where tenant_id = $1 order by at, id"
+    );
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(tenant.as_uuid()).fetch_all(eye).await.expect("rows")
+}
+
+#[tokio::test]
+async fn csv_is_read_back_to_the_last_bit_and_says_what_is_null() {
+    let world = World::new().await;
+    let kit = &world.kit;
+    fill(&world, &kit.acme, "acme's").await;
+    let mut eye = kit.superuser().await;
+    eye.execute("set role tenancy_owner").await.expect("owner");
+    eye.execute(KINDS).await.expect("a table");
+    eye.execute("reset role; set timezone = 'UTC'").await.expect("reset");
+    for cx in [&kit.acme, &kit.globex] {
+        let mut tx = kit.db.begin(cx).await.expect("begin");
+        let whose = if cx.tenant_id() == kit.acme.tenant_id() { "acme's" } else { "globex's" };
+        for values in [
+            "(id, word, fixed, nick, amount, ratio, small, yes, blob, day, local, hour, pause, net, span, hue, raw, doc, numbers, words, times, pair, pairs, \"odd \"\"name\"\", =x\") values
+               (1, E'a \"word\", and\\r\\nanother\\nline', 'ab ', 'É', 1.50, 0.1, 1e-7, true, '\\x00ff', '0044-03-15 BC', '2026-01-02 03:04:05', '03:04:05.5', '1 mon -2 days 00:00:01.5', '10.0.0.0/8', '[1,5)',
+                'dark, blue', '{\"b\" :  1.0,\n \"b\": \"x\"}', '{\"a\": [1, null, 1.50]}', '{1,NULL,3}', '{\"a,b\",\"\\\"\",NULL,\"\"}', '{2026-01-02 03:04:05+05,infinity}', '(1,\"a \"\"b\"\"\")', '{\"(1,a)\",NULL}', '=1+1')",
+            "(id, word, fixed, nick, amount, ratio, yes, blob, doc, raw, numbers, words, pair, \"odd \"\"name\"\", =x\") values (2, '', '', '', 'NaN', '-0', false, '', 'null', 'null', '{}', '{}', '(,)', '@SUM(A1)')",
+            "(id) values (3)",
+            "(id, word, ratio, at, day, local, span, numbers) values (4, '\\.', 'infinity', '-infinity', 'infinity', 'infinity', 'empty', '[2:3]={7,8}'), (5, 'NULL', 'NaN', '0001-01-01 BC', '1999-12-31', '0001-01-01 BC', '(,)', '{{1,2},{3,4}}')",
+            "(id, word) values (6, '\\N'), (7, ' x '), (8, ','), (9, '\"'), (10, E'\\r'), (11, E'\\n'), (12, '-1'), (13, E'\\t日本'), (14, '\\x')",
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(format!("insert into kinds {values}"))).execute(&mut tx).await.expect(values);
+        }
+        sqlx::query("insert into kinds (id, word) values (99, $1)").bind(whose).execute(&mut tx).await.expect("inserted");
+        tx.commit().await.expect("commit");
+    }
+    let acme = kit.acme.tenant_id();
+    let queued = world.ask(acme, &NewExport::default().with_format(Format::Csv)).await.expect("queued");
+    let done = world.done(queued).await;
+    let manifest: Value = serde_json::from_slice(&world.file(&done, "manifest.json").await).expect("JSON");
+    assert_eq!(manifest["format"], "csv");
+    let table = manifest["tables"].as_array().expect("tables").iter().find(|table| table["table"] == "public.kinds").expect("it").clone();
+    let name = table["file"].as_str().expect("a name");
+    let file = world.file(&done, name).await;
+    let sha256: String = Sha256::digest(&file).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((&table["rows"], table["sha256"].as_str(), name.ends_with(".csv")), (&Value::from(15), Some(sha256.as_str()), true));
+
+    let text = String::from_utf8(file).expect("UTF-8");
+    let header = "tenant_id,id,at,word,fixed,nick,amount,ratio,small,yes,blob,day,local,hour,pause,net,span,hue,raw,doc,numbers,words,times,pair,pairs,twice,\"odd \"\"name\"\", =x\"\r\n";
+    assert!(text.starts_with(header), "{text}");
+    for line in [
+        format!("{acme},3,2026-01-01T22:04:05.678901+00:00,,,,,,,,,,,,,,,,,,,,,,,6,\r\n"),
+        format!(
+            "{acme},2,2026-01-01T22:04:05.678901+00:00,\"\",      ,\"\",NaN,-0,,false,\\x,,,,,,,,null,null,[],[],,\"{{\"\"n\"\":null,\"\"word\"\":null}}\",,4,@SUM(A1)\r\n"
+        ),
+        format!("{acme},14,2026-01-01T22:04:05.678901+00:00,\\x,"),
+    ] {
+        assert!(text.contains(&line), "{line}{text}");
+    }
+    for value in [
+        ",P1M-2DT1.5S,",
+        ",\\x00ff,",
+        ",1.50,0.1,1e-07,true,",
+        ",2026-01-02T03:04:05,",
+        "\"[1,null,3]\",\"[\"\"a,b\"\",\"\"\\\"\"\"\",null,\"\"\"\"]\"",
+        "=1+1\r\n",
+    ] {
+        assert!(text.contains(value), "{value}: {text}");
+    }
+    assert!(text.contains("acme's") && !text.contains("globex's"));
+
+    // PostgreSQL itself reads what was written, and finds the same values; and another one if a single one is another.
+    let rows = kinds(&mut eye, "kinds", acme).await;
+    let mut read = async |text: &str| {
+        eye.execute("drop table if exists back").await.expect("dropped");
+        eye.execute(BACK).await.expect("made");
+        let mut copy = eye.copy_in_raw("copy back from stdin (format csv, header)").await.expect("a copy");
+        copy.send(text.as_bytes()).await.expect("sent");
+        copy.finish().await.expect("read");
+        kinds(&mut eye, "back", acme).await
+    };
+    assert_eq!(read(&text).await, rows);
+    for (from, to) in [
+        (",1.50,", ",1.5,"),
+        (",\"\",      ,", ",,      ,"),
+        ("=1+1", "=1+2"),
+        ("\\x00ff", "\\x00fe"),
+        (".678901+00:00,,,,,,,", ".678901+00:00,\"\",,,,,,"),
+    ] {
+        assert_eq!(text.matches(from).count(), 1, "{from}");
+        assert_ne!(read(&text.replace(from, to)).await, rows, "the control: {to}");
+    }
 }

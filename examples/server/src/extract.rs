@@ -75,6 +75,13 @@ pub(crate) async fn json_bytes(request: Request, app: &App) -> Result<Vec<u8>, R
     body_bytes(request, app).await.map_err(|e| Problem(e).into_response())
 }
 
+/// The bytes of a body that says it is JSON, or of none.
+pub(crate) async fn json_or_nothing(request: Request, app: &App) -> Result<Vec<u8>, Response> {
+    let json = is_of(JSON, request.headers());
+    let bytes = body_bytes(request, app).await.map_err(|e| Problem(e).into_response())?;
+    if json || bytes.is_empty() { Ok(bytes) } else { Err(problem::unsupported_media_type(JSON)) }
+}
+
 /// The bytes of a body, whatever it is.
 pub(crate) async fn body_bytes(request: Request, app: &App) -> Result<Vec<u8>> {
     bytes_up_to(request, app.max_body).await

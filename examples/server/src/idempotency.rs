@@ -23,7 +23,7 @@ use tenancy_sqlx::{Tx, from_sqlx};
 use tenancy_tower::axum::Problem;
 
 use crate::app::App;
-use crate::extract::{body_bytes, json_bytes, parse_json};
+use crate::extract::{body_bytes, json_bytes, json_or_nothing, parse_json};
 
 static KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -44,6 +44,25 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Submitted<T> {
         let once = Once::new(&request).map_err(refuse)?;
         let bytes = json_bytes(request, app).await?;
         let body = parse_json(&bytes).map_err(refuse)?;
+        Ok(Self { body, once: once.with_body(&bytes) })
+    }
+}
+
+/// A POST whose JSON body may be left out.
+#[derive(Debug)]
+pub(crate) struct Perhaps<T> {
+    pub(crate) body: T,
+    pub(crate) once: Once,
+}
+
+impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for Perhaps<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Response> {
+        let refuse = |error| Problem(error).into_response();
+        let once = Once::new(&request).map_err(refuse)?;
+        let bytes = json_or_nothing(request, app).await?;
+        let body = if bytes.is_empty() { T::default() } else { parse_json(&bytes).map_err(refuse)? };
         Ok(Self { body, once: once.with_body(&bytes) })
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tenancy_core::{AuditEvent, Error, ErrorKind, NewTenant, Result, TenantId};
 
+use super::renew::Renewal;
 use super::session::Restoring;
 use super::{Backups, NewClone, NewRestore};
 use crate::error::from_sqlx;
@@ -55,8 +56,13 @@ impl Backups {
     ) -> Result<Value> {
         let whole = NewRestore { may_lose: asked.may_lose, ..NewRestore::new(asked.backup) };
         let source = self.source(&whole, tenant, progress).await?;
-        // No tenant of this id is there yet: nobody sees what is put.
-        self.put_into(&source, (tenant, new), progress).await?;
+        let mut renewal = if asked.new_ids { Some(Renewal::begin(&source.fits.fits, progress).await?) } else { None };
+        // Named by numbers that are not known yet, objects come with the rows.
+        let late = renewal.as_ref().is_some_and(Renewal::counts_objects);
+        if !late {
+            // No tenant of this id is there yet: nobody sees what is put.
+            self.put_into(&source, (tenant, new), renewal.as_ref(), progress).await?;
+        }
         self.halted("objects before").await;
 
         let mut restoring = Restoring::begin(self.db.inner(), new).await?;
@@ -66,26 +72,42 @@ impl Backups {
         (made.id, made.plan) = (new, was.plan.clone());
         restoring.create(made, self.db.inner().clock.now()).await?;
         self.stage(&mut restoring, &source, progress).await?;
-        restoring.as_app().await?;
         let fits = &source.fits.fits;
+        let mut renewed = None;
+        if let Some(renewal) = &mut renewal {
+            progress.at("renewing ids", 0, None, "").await?;
+            renewed = Some(renewal.renew(&mut restoring, fits, was).await?);
+        }
+        if late {
+            if let Some(objects) = &self.objects {
+                tenancy_core::erase::Erasable::erase(objects, new).await?; // an attempt before this one had other numbers
+            }
+            self.put_into(&source, (tenant, new), renewal.as_ref(), progress).await?;
+        }
+        restoring.as_app().await?;
         let changed = restoring.merge(fits).await?;
         progress.at("verifying", 0, None, "").await?;
         restoring.check_references(&source.tables, fits, &changed).await?;
         for (fit, changed) in fits.iter().zip(&changed) {
-            self.verify(&mut restoring, &source, fit, changed).await?;
+            self.verify(&mut restoring, &source, (fit, changed), renewal.as_ref()).await?;
         }
         let mut tx = self.written(restoring, fits).await?;
         self.put_settings(&mut tx, was, new).await?;
         let copy = sqlx::query("select tenancy.clone_quotas($1, $2)").bind(tenant.as_uuid()).bind(new.as_uuid());
         copy.execute(&mut tx).await.map_err(from_sqlx)?;
         let rows: i64 = changed.iter().map(|changed| changed.added).sum();
-        let result = json!({
+        let mut result = json!({
             "tenant_id": new, "slug": asked.slug, "backup": asked.backup, "taken_at": source.details.taken_at, "rows": rows,
             "objects": source.details.objects, "left_out": source.fits.lost,
         });
+        if let Some(renewed) = &renewed {
+            result["new_ids"] = renewed.ids.into();
+            result["left"] = json!(renewed.left);
+        }
         for about in [tenant, new] {
             let event = AuditEvent::new(tx.actor().clone(), "backup.clone", asked.backup.to_string()).with_tenant(about);
-            tx.audit(&event.with_detail(json!({ "operation": operation.id, "tenant": tenant, "clone": new }))).await?;
+            tx.audit(&event.with_detail(json!({ "operation": operation.id, "tenant": tenant, "clone": new, "new_ids": asked.new_ids })))
+                .await?;
         }
         progress.take_hold(&mut tx).await?;
         progress.tell(&mut tx, "done", rows.cast_unsigned(), Some(rows.cast_unsigned()), "rows").await?;

@@ -68,7 +68,7 @@ impl Backups {
         restoring.check_references(&source.tables, fits, &changed).await?;
         let mut tables = BTreeMap::new();
         for (fit, changed) in fits.iter().zip(&changed) {
-            self.verify(&mut restoring, source, fit, changed).await?;
+            self.verify(&mut restoring, source, (fit, changed), None).await?;
             if restoring.others(&fit.table).await? > 0 {
                 return Err(Error::new(ErrorKind::Conflict, format!("{} shows rows of other tenants: check its isolation", fit.table.sql)));
             }

@@ -54,6 +54,7 @@ mod link;
 mod objects;
 mod pace;
 mod record;
+mod renew;
 mod request;
 mod restore;
 mod schedule;

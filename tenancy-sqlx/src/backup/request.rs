@@ -82,12 +82,22 @@ pub struct NewClone {
     /// Leave out what the database has no table or column for any more, instead of refusing.
     #[serde(default)]
     pub may_lose: bool,
+    /// Give its rows ids of their own, wherever they are referred to.
+    #[serde(default)]
+    pub new_ids: bool,
 }
 
 impl NewClone {
     /// A tenant of this name, of this backup.
     pub const fn new(backup: Uuid, slug: TenantSlug) -> Self {
-        Self { backup, slug, name: None, may_lose: false }
+        Self { backup, slug, name: None, may_lose: false, new_ids: false }
+    }
+
+    /// Give its rows ids of their own: UUIDs and numbers in keys, and all that refers to them by a foreign key or as the host declared.
+    #[must_use]
+    pub const fn with_new_ids(mut self) -> Self {
+        self.new_ids = true;
+        self
     }
 }
 

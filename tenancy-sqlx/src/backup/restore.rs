@@ -14,6 +14,7 @@ use super::archive::{ArchiveKey, ArchiveReader};
 use super::details::{Details, Was};
 use super::fit::{Fit, Fits, Wanted};
 use super::objects;
+use super::renew::Renewal;
 use super::session::{self, Changed, Restoring};
 use super::tables::Table;
 use super::take::{OBJECTS, Teller};
@@ -240,7 +241,7 @@ impl Backups {
         progress.at("verifying", 0, None, "").await?;
         restoring.check_references(&source.tables, fits, &changed).await?;
         for (fit, changed) in fits.iter().zip(&changed) {
-            self.verify(&mut restoring, source, fit, changed).await?;
+            self.verify(&mut restoring, source, (fit, changed), None).await?;
         }
         let mut tx = self.written(restoring, fits).await?;
         sqlx::query("select tenancy.restore_shares()").execute(&mut tx).await.map_err(from_sqlx)?;
@@ -271,15 +272,22 @@ impl Backups {
         Ok(tx)
     }
 
-    /// Makes sure that a table is to the last bit what the backup has.
-    pub(super) async fn verify(&self, restoring: &mut Restoring<'_>, source: &Source, fit: &Fit, changed: &Changed) -> Result<()> {
+    /// Makes sure that a table is to the last bit what the backup has, its ids as they were before they were renewed.
+    pub(super) async fn verify(
+        &self,
+        restoring: &mut Restoring<'_>,
+        source: &Source,
+        (fit, changed): (&Fit, &Changed),
+        renewal: Option<&Renewal>,
+    ) -> Result<()> {
         let (rows, hash) = source.segment(fit)?;
         let wrong =
             |what: &str| Error::new(ErrorKind::Conflict, format!("{} has other {what} than the backup after a restore", fit.table.sql));
         if restoring.count(&fit.table).await? != rows {
             return Err(wrong("rows"));
         }
-        if !changed.is_none() && fit.is_exact() && restoring.digest(&fit.table).await? != hash {
+        let from = renewal.and_then(|renewal| renewal.back(fit)).unwrap_or_else(|| fit.table.from());
+        if !changed.is_none() && fit.is_exact() && restoring.digest(&fit.table, &from).await? != hash {
             return Err(wrong("contents"));
         }
         Ok(())
@@ -318,18 +326,27 @@ impl Backups {
 
     /// Puts back what is not there at all.
     async fn put_missing(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
-        self.put_into(source, (tenant, tenant), progress).await
+        self.put_into(source, (tenant, tenant), None, progress).await
     }
 
     /// Puts what one tenant's backup has into another one's store, unless it is there.
-    pub(super) async fn put_into(&self, source: &Source, (tenant, into): (TenantId, TenantId), progress: &Progress) -> Result<()> {
+    pub(super) async fn put_into(
+        &self,
+        source: &Source,
+        (tenant, into): (TenantId, TenantId),
+        renewal: Option<&Renewal>,
+        progress: &Progress,
+    ) -> Result<()> {
         let Some(store) = self.store_of(into)? else { return Ok(()) };
         let (mut keys, mut teller, mut looked) = (BTreeMap::new(), Teller::new(progress), 0);
         let total = Some(source.details.objects.count);
         let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
-        while let Some(listed) = lines.try_next().await? {
+        while let Some(mut listed) = lines.try_next().await? {
             teller.tell("putting objects back", looked, total, "objects").await?;
             looked += 1;
+            if let Some(renewal) = renewal {
+                listed.path = renewal.path(&listed.path);
+            }
             if Self::there(&store, &listed.location()?).await?.is_none() {
                 let key = self.key_of(&mut keys, tenant, listed.key).await?;
                 objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;

@@ -69,11 +69,11 @@ impl Changed {
 /// Rows are staged as a role that may do nothing but that, and written as the application's, under row-level security: whatever an archive
 /// says, no other tenant's row can be touched. Triggers don't fire, and foreign keys are looked after once all is written.
 pub(super) struct Restoring<'a> {
-    tx: SystemTx,
-    inner: &'a Inner,
-    tenant: TenantId,
+    pub(super) tx: SystemTx,
+    pub(super) inner: &'a Inner,
+    pub(super) tenant: TenantId,
     /// How many rows were loaded of each table.
-    staged: Vec<u64>,
+    pub(super) staged: Vec<u64>,
 }
 
 impl fmt::Debug for Restoring<'_> {
@@ -211,9 +211,9 @@ impl<'a> Restoring<'a> {
         Ok(rows.cast_unsigned())
     }
 
-    /// The hash of a table's rows, as a backup of them would have it.
-    pub(super) async fn digest(&mut self, table: &Table) -> Result<String> {
-        digest(&mut self.tx, &table.copy_out(&self.tenant.to_string())).await
+    /// The hash of a table's rows, or of what stands for it, as a backup of them would have it.
+    pub(super) async fn digest(&mut self, table: &Table, from: &str) -> Result<String> {
+        digest(&mut self.tx, &table.copy_out_of(from, &self.tenant.to_string())).await
     }
 
     /// The highest value in each column whose default counts.

@@ -149,14 +149,18 @@ impl Table {
 
     /// What takes a tenant's rows out: `tenant` is a literal of ours.
     pub(super) fn copy_out(&self, tenant: &str) -> String {
+        self.copy_out_of(&self.from(), tenant)
+    }
+
+    /// The same of what stands for the table.
+    pub(super) fn copy_out_of(&self, from: &str, tenant: &str) -> String {
         let columns: Vec<String> =
             self.stored().map(|column| if column.binary { column.quoted() } else { format!("{}::text", column.quoted()) }).collect();
         let order = self.order();
         let order = if order.is_empty() { String::new() } else { format!(" order by {order}") };
         format!(
-            "COPY (SELECT {} FROM {} WHERE {} = '{tenant}'{order}) TO STDOUT (FORMAT binary)",
+            "COPY (SELECT {} FROM {from} WHERE {} = '{tenant}'{order}) TO STDOUT (FORMAT binary)",
             columns.join(", "),
-            self.from(),
             quoted(&self.tenant_column),
         )
     }

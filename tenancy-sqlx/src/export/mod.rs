@@ -10,11 +10,11 @@
 //!
 //! use object_store::memory::InMemory;
 //! use object_store::path::Path;
-//! use tenancy_sqlx::export::{Export, Exports};
+//! use tenancy_sqlx::export::{Export, Exports, NewExport};
 //! use tenancy_sqlx::operations::Operations;
 //!
 //! let mut tx = db.dangerous().begin_system("export a tenant").await?;
-//! let queued = tx.request_export(tenant, None).await?;
+//! let queued = tx.request_export(tenant, &NewExport::default(), None).await?;
 //! tx.commit().await?;
 //!
 //! let exports = Exports::new(Arc::new(InMemory::new()), Path::from("exports"));
@@ -26,6 +26,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Error, ErrorKind, Result, TenantId, TenantStatus};
 use uuid::Uuid;
@@ -34,6 +35,7 @@ use crate::db::TenantDb;
 use crate::operations::Operation;
 use crate::tx::SystemTx;
 
+mod csv;
 mod run;
 mod store;
 
@@ -64,6 +66,46 @@ impl Export {
     }
 }
 
+/// What an export's files of rows are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// A JSON object a line.
+    #[default]
+    Ndjson,
+    /// A line with the names of the columns, and one for each row, as RFC 4180 says. NULL is nothing, and an empty text `""`.
+    Csv,
+}
+
+impl Format {
+    const fn extension(self) -> &'static str {
+        match self {
+            Self::Ndjson => "ndjson",
+            Self::Csv => "csv",
+        }
+    }
+}
+
+/// What to export.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct NewExport {
+    /// What the files of rows are: NDJSON unless said.
+    #[serde(default)]
+    pub format: Format,
+}
+
+impl NewExport {
+    /// Files of rows in this format.
+    #[must_use]
+    pub const fn with_format(mut self, format: Format) -> Self {
+        self.format = format;
+        self
+    }
+}
+
 impl fmt::Debug for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Export").field("exports", &self.exports).field("objects", &self.objects.is_some()).finish_non_exhaustive()
@@ -79,9 +121,9 @@ impl SystemTx {
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
-    pub async fn request_export(&mut self, tenant: TenantId, request_id: Option<Uuid>) -> Result<Operation> {
+    pub async fn request_export(&mut self, tenant: TenantId, export: &NewExport, request_id: Option<Uuid>) -> Result<Operation> {
         may_be_exported(self, tenant).await?;
-        self.queue_operation(tenant, Export::KIND, serde_json::json!({}), request_id).await
+        self.queue_operation(tenant, Export::KIND, serde_json::json!(export), request_id).await
     }
 }
 

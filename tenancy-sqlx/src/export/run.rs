@@ -1,7 +1,9 @@
 //! The files of an export. An attempt that is stopped is begun anew, from a snapshot of its own.
 
+use std::future::ready;
+
 use async_trait::async_trait;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use serde_json::{Value, json};
@@ -9,7 +11,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use tenancy_core::objects::into_error;
 use tenancy_core::{Error, ErrorKind, Result, TenantId};
 
-use super::{Export, may_be_exported};
+use super::{Export, Format, NewExport, csv, may_be_exported};
 use crate::erase::tenant_tables;
 use crate::error::from_sqlx;
 use crate::operations::{Handler, Operation, Progress};
@@ -22,6 +24,8 @@ const TELL: u64 = 10_000;
 impl Handler for Export {
     async fn run(&self, operation: &Operation, progress: &Progress) -> Result<Value> {
         let tenant = TenantId::from_uuid(operation.tenant_id)?;
+        let asked: NewExport = serde_json::from_value(operation.input.clone())
+            .map_err(|error| Error::new(ErrorKind::Internal, "the operation can't be read").with_source(error))?;
         let mut tx = progress.begin().await?;
         may_be_exported(&mut tx, tenant).await?;
         let tables = tenant_tables(&mut tx).await?;
@@ -30,6 +34,9 @@ impl Handler for Export {
         let folder = self.exports.folder(operation, operation.attempts);
         let scope = ForTenant { tenant_id: tenant, request_id: operation.request_id.unwrap_or(operation.id) };
         let mut tx = self.db.begin_unserved(scope, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", true).await?;
+        if asked.format == Format::Csv {
+            tx.control(csv::SETTINGS).await.map_err(from_sqlx)?;
+        }
         let taken_at = self.db.inner().clock.now();
         let (mut files, mut not_read, mut rows) = (Vec::new(), Vec::new(), 0);
         for (oid, table, column) in tables {
@@ -37,20 +44,42 @@ impl Handler for Export {
                 not_read.push(table);
                 continue;
             };
-            let name = format!("{}-{}.ndjson", files.len(), plain(&table));
-            let query = format!("select row_to_json(t)::text from {table} t where {column} = $1 {order}");
+            let name = format!("{}-{}.{}", files.len(), plain(&table), asked.format.extension());
             let mut file = self.exports.create(folder.clone().join(name.as_str()));
             let mut count: u64 = 0;
-            let mut stream = sqlx::query_scalar::<_, String>(AssertSqlSafe(query)).bind(tenant.as_uuid()).fetch(&mut tx);
-            while let Some(mut row) = stream.try_next().await.map_err(from_sqlx)? {
-                if count.is_multiple_of(TELL) {
-                    progress.at(&format!("writing {table}"), rows + count, None, "rows").await?;
+            let query = match asked.format {
+                Format::Ndjson => format!("select row_to_json(t)::text from {table} t where {column} = $1 {order}"),
+                Format::Csv => {
+                    let columns = csv::columns(&mut tx, oid).await?;
+                    format!(
+                        "COPY (select {columns} from {table} t where t.{column} = '{tenant}' {order}) TO STDOUT (FORMAT csv, HEADER, ENCODING 'UTF8')"
+                    )
                 }
-                row.push('\n');
-                file.write(row.as_bytes()).await?;
-                count += 1;
+            };
+            {
+                let mut lines = match asked.format {
+                    Format::Ndjson => {
+                        let rows = sqlx::query_scalar::<_, String>(AssertSqlSafe(query)).bind(tenant.as_uuid()).fetch(&mut tx);
+                        rows.map_ok(|row| (row + "\n").into_bytes()).map_err(from_sqlx).boxed()
+                    }
+                    Format::Csv => {
+                        // One message for each row, and one without anything at the end.
+                        let rows = tx.copy_out(&query).await?.map_err(from_sqlx).try_filter(|row| ready(!row.is_empty()));
+                        let mut lines = rows.map_ok(|row| csv::line(&row)).boxed();
+                        if let Some(header) = lines.try_next().await? {
+                            file.write(&header).await?;
+                        }
+                        lines
+                    }
+                };
+                while let Some(line) = lines.try_next().await? {
+                    if count.is_multiple_of(TELL) {
+                        progress.at(&format!("writing {table}"), rows + count, None, "rows").await?;
+                    }
+                    file.write(&line).await?;
+                    count += 1;
+                }
             }
-            drop(stream);
             rows += count;
             let written = file.close().await?;
             files.push(json!({ "table": table, "file": name, "rows": count, "bytes": written.bytes, "sha256": written.sha256 }));
@@ -61,6 +90,7 @@ impl Handler for Export {
             "tenant_id": tenant,
             "operation_id": operation.id,
             "taken_at": taken_at,
+            "format": asked.format,
             "tables": files,
             "objects": objects,
             "not_read": not_read,
@@ -115,7 +145,7 @@ impl Export {
 async fn readable(tx: &mut TenantTx, oid: i64) -> Result<Option<String>> {
     let row = sqlx::query(
         "select has_schema_privilege(c.relnamespace, 'usage') and has_table_privilege(c.oid, 'select'),
-                (select string_agg(quote_ident(a.attname), ', ' order by k.ord) from pg_index i, unnest(i.indkey) with ordinality k (num, ord), pg_attribute a
+                (select string_agg('t.' || quote_ident(a.attname), ', ' order by k.ord) from pg_index i, unnest(i.indkey) with ordinality k (num, ord), pg_attribute a
                   where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid and a.attnum = k.num)
            from pg_class c where c.oid = $1::oid",
     )

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::actors::{Actor as _, Member};
 use harness::app::{Folder, TestApp};
-use harness::program::command;
+use harness::program::{command, run};
 use serde_json::{Value, json};
 use tenancy_sqlx::testing::TestDatabase;
 
@@ -153,6 +153,63 @@ async fn backups_are_listed_held_and_let_go() {
     };
     assert_eq!(files(&left), 0);
     assert!(files(&left.with_file_name(&globex.tenant)) > 0);
+}
+
+#[tokio::test]
+async fn a_clone_with_new_ids_serves_the_same_documents_under_others() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    fill(&acme, 0).await;
+    fill(&globex, 100).await;
+    let (was, others) = (seen(&acme).await, seen(&globex).await);
+    let backup = app.operator().back_up(&acme.slug).await;
+    let ask = json!({ "backup": backup, "slug": "acme-copy", "name": "A copy", "new_ids": true });
+    let done = app.operator().work(&acme.slug, "clone", Some(&ask)).await;
+    assert_eq!((&done["state"], &done["result"]["left"]), (&json!("done"), &json!({})), "{done}");
+    let mut copy = acme.of(done["result"]["tenant_id"].as_str().expect("an id"));
+    (copy.slug, copy.name) = ("acme-copy".to_owned(), "A copy".to_owned());
+    let ours = seen(&copy).await;
+    let all = |seen: &[(Value, Vec<u8>)]| -> Vec<(Value, Vec<u8>)> {
+        seen.iter().map(|(document, content)| (document["title"].clone(), content.clone())).collect()
+    };
+    let ids = |seen: &[(Value, Vec<u8>)]| -> Vec<String> {
+        seen.iter().flat_map(|(document, _)| [document["id"].to_string(), document["project_id"].to_string()]).collect()
+    };
+    // In the same order, since ids with a time keep it.
+    assert_eq!((ours.len(), all(&ours)), (6, all(&was)));
+    assert!(ids(&ours).iter().all(|id| !ids(&was).contains(id)));
+    for (document, _) in &was {
+        copy.get(&format!("/api/v1/documents/{}", document["id"].as_str().expect("an id"))).await.problem("not-found");
+    }
+    let first = format!("/api/v1/documents/{}", ours[0].0["id"].as_str().expect("an id"));
+    acme.get(&first).await.problem("not-found");
+    copy.delete(&first).await.expect(204);
+    assert_eq!((seen(&acme).await, seen(&globex).await), (was, others));
+    let bad = json!({ "backup": backup, "slug": "acme-copy-2", "new_ids": "yes" });
+    app.operator().post(&format!("/api/v1/tenants/{}/clone", acme.slug), &bad).await.problem("invalid");
+}
+
+#[tokio::test]
+async fn the_command_line_clones_with_new_ids_and_says_what_is_left() {
+    let (app, acme, _) = TestApp::with_tenants().await;
+    let document = fill(&acme, 0).await[0].clone();
+    let naming = json!({ "content": format!("see {document}") });
+    let at = format!("/api/v1/documents/{document}");
+    let etag = acme.get(&at).await.expect(200).header("etag").to_owned();
+    acme.patch(&at, &naming).with("if-match", etag).await.expect(200);
+    let backup = app.operator().back_up(&acme.slug).await;
+    let folder = Folder::new();
+    let verb = |args: &[&str]| {
+        let mut command = command(&folder, args);
+        command.env("DATABASE_URL", app.database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", app.database.admin_url());
+        for (name, key) in [("TENANCY_BACKUP_KEY", &app.config.backup_key), ("TENANCY_CERTIFICATE_KEY", &app.config.certificate_key)] {
+            command.env(name, key.as_ref().expect("a key").expose());
+        }
+        command.env("TENANCY_DATA_DIR", &app.config.data_dir);
+        run(command)
+    };
+    let (done, out, err) = verb(&["backup", "clone", &acme.slug, &backup, "acme-copy", "--new-ids"]);
+    assert!(done.status.success() && out.ends_with("still with old ids: public.documents.content (1)"), "{out} {err}");
+    assert!(out.starts_with("acme-copy is active: "), "{out}");
 }
 
 /// Each server is killed (SIGKILL) a little later in a restore than the one before: the old rows stand or the new ones, and the next one

@@ -87,6 +87,25 @@ async fn an_operator_exports_a_tenant_and_downloads_its_files() {
         app.operator().get(&format!("{location}/files/{absent}")).await.problem("not-found");
     }
     acme.get(&format!("{location}/files/manifest.json")).await.problem("unauthenticated");
+
+    // As CSV, if the body says so; the key of another request is not for this one.
+    let csv = json!({ "format": "csv" });
+    app.operator().ask("POST", &at).json(&csv).with("idempotency-key", "once").await.problem("conflict");
+    let queued = app.operator().post(&at, &csv).await.expect(202);
+    let location = queued.header("location").to_owned();
+    ends(&app, &location).await;
+    let manifest = app.operator().get(&format!("{location}/files/manifest.json")).await.expect(200).json();
+    let tables = manifest["tables"].as_array().expect("tables").iter();
+    let projects =
+        tables.clone().find(|table| table["table"] == "public.projects").expect("projects")["file"].as_str().expect("a name").to_owned();
+    let projects = app.operator().get(&format!("{location}/files/{projects}")).await.expect(200);
+    assert_eq!((&manifest["format"], projects.header("content-type")), (&json!("csv"), "text/csv; charset=utf-8; header=present"));
+    let text = String::from_utf8(projects.body.clone()).expect("UTF-8");
+    assert!(text.starts_with("tenant_id,id,name,") && text.contains(&acme.tenant) && !text.contains(&globex.tenant), "{text}");
+    for bad in [json!({ "format": "xls" }), json!({ "format": null }), json!({ "more": 1 }), json!([])] {
+        app.operator().post(&at, &bad).await.problem("invalid");
+    }
+    app.operator().ask("POST", &at).body("{}").with("content-type", "text/plain").await.problem("unsupported-media-type");
     let erasure = super::operations::failed_operation(&app, &acme.tenant).await;
     app.operator().get(&format!("/api/v1/operations/{erasure}/files/manifest.json")).await.problem("not-found");
 }

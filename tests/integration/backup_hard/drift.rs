@@ -13,7 +13,7 @@ const MADE: &str = "
     call tenancy.protect_table('docs'); call tenancy.protect_table('parts')";
 
 /// A backup of three documents with a part each, and what was done since to the schema and then to the rows.
-async fn since(schema: &str, rows: &[&str]) -> (World, TenantContext, Uuid) {
+pub(super) async fn since(schema: &str, rows: &[&str]) -> (World, TenantContext, Uuid) {
     let world = World::new().await;
     as_owner(&world.kit, MADE).await;
     let acme = world.kit.acme.clone();
@@ -31,7 +31,7 @@ async fn since(schema: &str, rows: &[&str]) -> (World, TenantContext, Uuid) {
 }
 
 /// What the tenant has, each row as text.
-async fn rows(world: &World, of: &str) -> Vec<String> {
+pub(super) async fn rows(world: &World, of: &str) -> Vec<String> {
     let sql = format!("select ({of})::text from docs d order by id");
     let mut tx = world.kit.db.read(&world.kit.acme).await.expect("read");
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&mut tx).await.expect("rows")
@@ -53,9 +53,9 @@ async fn refuses(schema: &str, damage: &[&str], restore: impl Fn(NewRestore) -> 
 }
 
 /// Changes and removals, and a part that keeps its document.
-const DAMAGE: [&str; 3] =
+pub(super) const DAMAGE: [&str; 3] =
     ["update docs set title = 'changed' where id = 1", "delete from parts where id = 3", "delete from docs where id = 3"];
-const BACK: [&str; 3] = ["(one,1,sad)", "(two,2,ok)", "(three,70000,)"];
+pub(super) const BACK: [&str; 3] = ["(one,1,sad)", "(two,2,ok)", "(three,70000,)"];
 
 #[tokio::test]
 async fn columns_that_were_added_get_their_defaults_and_same_rows_keep_what_they_have() {

@@ -94,11 +94,11 @@ fn value(rng: &mut StdRng, kind: &str) -> String {
     format!("'{inner}'::{kind}")
 }
 
-struct Table {
-    name: String,
-    key: Vec<&'static str>,
+pub(super) struct Table {
+    pub(super) name: String,
+    pub(super) key: Vec<&'static str>,
     /// Name, type, and whether it can be null.
-    columns: Vec<(String, &'static str, bool)>,
+    pub(super) columns: Vec<(String, &'static str, bool)>,
     /// Columns that refer to the key of the table with this number.
     refers: Vec<(String, usize)>,
     unique: Option<(String, &'static str)>,
@@ -213,7 +213,7 @@ impl Table {
     }
 }
 
-fn schema(rng: &mut StdRng) -> (Vec<Table>, String) {
+pub(super) fn schema(rng: &mut StdRng) -> (Vec<Table>, String) {
     let (mut tables, made): (Vec<Table>, Vec<String>) = (0..rng.random_range(1..7)).map(|n| Table::random(rng, n)).unzip();
     let mut sql = format!("{OWN}; {}", made.join(" "));
     // Also to itself, and in circles.
@@ -272,7 +272,7 @@ async fn attempt(world: &World, cx: &TenantContext, statements: &[Vec<String>]) 
     did
 }
 
-async fn fill(world: &World, cx: &TenantContext, rng: &mut StdRng, tables: &[Table]) {
+pub(super) async fn fill(world: &World, cx: &TenantContext, rng: &mut StdRng, tables: &[Table]) {
     let mut statements = Vec::new();
     for table in tables {
         statements.extend((0..rng.random_range(0..40)).map(|_| vec![table.insert(rng)]));
@@ -297,9 +297,9 @@ async fn damage(world: &World, cx: &TenantContext, rng: &mut StdRng, tables: &[T
     attempt(world, cx, &statements).await
 }
 
-type Seen = (BTreeMap<String, String>, Vec<Vec<u8>>);
+pub(super) type Seen = (BTreeMap<String, String>, Vec<Vec<u8>>);
 
-async fn seen(eye: &mut PgConnection, cx: &TenantContext, tables: &[Table]) -> Seen {
+pub(super) async fn seen(eye: &mut PgConnection, cx: &TenantContext, tables: &[Table]) -> Seen {
     let mut bytes = Vec::new();
     for table in tables {
         bytes.push(super::bytes_of(eye, &table.name, cx).await);

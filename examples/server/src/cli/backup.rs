@@ -69,7 +69,10 @@ pub(super) enum Verb {
         /// Its name for people [default: that of the other one]
         #[arg(long)]
         name: Option<String>,
-        /// Print JSON: the operation
+        /// Give its rows ids of their own, wherever they are referred to
+        #[arg(long)]
+        new_ids: bool,
+        /// Print JSON: the operation, whose `result` says what still names an old id
         #[arg(long)]
         json: bool,
     },
@@ -179,16 +182,19 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             tx.commit().await?;
             finish(config, db, id, json, |done| table(&done.result.clone().unwrap_or_default())).await
         }
-        Verb::Clone { tenant, backup, slug, name, json } => {
+        Verb::Clone { tenant, backup, slug, name, new_ids, json } => {
             let found = tenant::find(&db.catalog(), &tenant).await?;
             let mut asked = NewClone::new(backup, slug);
-            asked.name = name;
+            (asked.name, asked.new_ids) = (name, new_ids);
             let mut tx = db.dangerous().begin_system("clone a tenant").await?;
             let id = tx.request_clone(found.id, &asked, None).await?.id;
             tx.commit().await?;
             let new = |done: &Operation| done.result.clone().unwrap_or_default();
             finish(config, db, id, json, |done| {
-                format!("{} is active: {} rows", new(done)["slug"].as_str().unwrap_or_default(), new(done)["rows"])
+                let left: Vec<String> =
+                    new(done)["left"].as_object().into_iter().flatten().map(|(column, values)| format!("{column} ({values})")).collect();
+                let left = if left.is_empty() { String::new() } else { format!("; still with old ids: {}", left.join(", ")) };
+                format!("{} is active: {} rows{left}", new(done)["slug"].as_str().unwrap_or_default(), new(done)["rows"])
             })
             .await
         }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tenancy_core::{Error, Result, TenantId};
 use tenancy_sqlx::SystemTx;
+use tenancy_sqlx::export::NewExport;
 use tenancy_sqlx::operations::Operation;
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
@@ -20,7 +21,7 @@ use super::tenants::{begin, begin_about, find};
 use crate::app::{App, uncancelled};
 use crate::edge::RequestId;
 use crate::extract::{NoQuery, Path, Query};
-use crate::idempotency::{Answer, Command, Memory, Once, Submitted};
+use crate::idempotency::{Answer, Command, Memory, Once, Perhaps, Submitted};
 use crate::operator::By;
 use crate::page::Page;
 use crate::plans::plans;
@@ -78,9 +79,9 @@ pub(super) async fn export(
     Path(tenant): Path<String>,
     Query(NoQuery {}): Query<NoQuery>,
     Extension(RequestId(request_id)): Extension<RequestId>,
-    Command(once): Command,
+    Perhaps { body, once }: Perhaps<NewExport>,
 ) -> Result<Answer, Problem> {
-    let what = async |tx: &mut SystemTx, id| tx.request_export(id, Some(request_id)).await;
+    let what = async |tx: &mut SystemTx, id| tx.request_export(id, &body, Some(request_id)).await;
     Ok(queued(&app, &by, &tenant, &once, "export a tenant", what).await?)
 }
 
@@ -119,6 +120,7 @@ pub(super) async fn file(
     let kind = match file.rsplit_once('.') {
         Some(("manifest", "json")) => "application/json",
         Some((_, "ndjson")) => "application/x-ndjson",
+        Some((table, "csv")) if !table.starts_with("objects/") => "text/csv; charset=utf-8; header=present",
         _ => "application/octet-stream",
     };
     let headers = [
