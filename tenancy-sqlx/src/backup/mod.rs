@@ -43,10 +43,12 @@ use crate::db::TenantDb;
 use crate::operations::{Handler, Operation, Operations, Progress};
 
 pub mod archive;
+mod as_of;
 mod clone;
 mod details;
 mod drill;
 mod fit;
+mod journal;
 mod keys;
 mod objects;
 mod pace;

@@ -69,9 +69,9 @@ impl Changed {
 /// Rows are staged as a role that may do nothing but that, and written as the application's, under row-level security: whatever an archive
 /// says, no other tenant's row can be touched. Triggers don't fire, and foreign keys are looked after once all is written.
 pub(super) struct Restoring<'a> {
-    tx: SystemTx,
-    inner: &'a Inner,
-    tenant: TenantId,
+    pub(super) tx: SystemTx,
+    pub(super) inner: &'a Inner,
+    pub(super) tenant: TenantId,
 }
 
 impl fmt::Debug for Restoring<'_> {
@@ -92,7 +92,7 @@ impl<'a> Restoring<'a> {
         Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant })
     }
 
-    async fn become_role(&mut self, role: &str) -> Result<()> {
+    pub(super) async fn become_role(&mut self, role: &str) -> Result<()> {
         self.tx.control(&format!("SET LOCAL ROLE {role}")).await.map_err(from_sqlx)
     }
 
@@ -265,7 +265,7 @@ impl<'a> Restoring<'a> {
     }
 }
 
-fn does_not_fit(fit: &Fit, error: sqlx::Error) -> Error {
+pub(super) fn does_not_fit(fit: &Fit, error: sqlx::Error) -> Error {
     match error.as_database_error() {
         Some(db) if db.code().is_some_and(|code| code.starts_with("42") || code.starts_with("22")) => {
             let why = format!("the backup does not fit {}: {}", fit.table.sql, db.message());
