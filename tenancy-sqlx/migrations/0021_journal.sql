@@ -64,8 +64,8 @@ alter table tenancy.journal_commits enable always trigger journal_commit, enable
 create function tenancy.journal_form(root regclass, tenant_column name, out cols text, out form uuid)
   language sql stable set search_path = pg_catalog, pg_temp
 begin atomic
-  select string_agg('r.' || quote_ident(a.attname), ', ' order by a.attnum),
-         md5(string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod), ', ' order by a.attnum))::uuid
+  select coalesce(string_agg('r.' || quote_ident(a.attname), ', ' order by a.attnum), ''),
+         md5(coalesce(string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod), ', ' order by a.attnum), ''))::uuid
     from pg_attribute a where a.attrelid = root and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and a.attname <> tenant_column;
 end;
 revoke all on function tenancy.journal_form(regclass, name) from public;
@@ -127,8 +127,6 @@ begin
     raise exception 'tenancy.journal_table: % is not protected: call tenancy.protect_table first', rel using errcode = '42809';
   elsif kind = 'r' and exists (select from pg_inherits i where rel in (i.inhrelid, i.inhparent)) then
     raise exception 'tenancy.journal_table: % inherits, or is inherited from: only partitions are journaled', rel using errcode = '0A000';
-  elsif (tenancy.journal_form(rel, col)).cols is null then
-    raise exception 'tenancy.journal_table: % has no column but its tenant''s', rel using errcode = '0A000';
   end if;
   for part in select rel union select p.relid from pg_partition_tree(rel) p loop
     for t in

@@ -55,7 +55,7 @@ const WORKER_LIMIT: Duration = Duration::from_secs(5);
 const LINK_REQUESTS: usize = 16;
 /// How often a node that has none looks for long work.
 const WORK_INTERVAL: Duration = Duration::from_millis(250);
-/// How often backups that were deleted are looked for.
+/// How often backups that were deleted are looked for, and journals pruned.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Does what operators have queued.
@@ -75,12 +75,17 @@ pub(crate) fn backups(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Conf
     Ok(backups.with_objects(attachment_store::open(Arc::clone(store))?).with_pace(NonZeroU64::new(config.backup_pace)))
 }
 
-/// Has removed what was deleted of backups.
+/// Has removed what was deleted of backups, and what is too old in journals.
 async fn sweep(backups: Backups) {
     loop {
         match backups.queue_sweep().await {
             Ok(Some(_)) => {}
-            Ok(None) => tokio::time::sleep(SWEEP_INTERVAL).await,
+            Ok(None) => {
+                if let Err(error) = backups.prune_journals().await {
+                    tracing::error!(?error, "journals have what is older than their windows");
+                }
+                tokio::time::sleep(SWEEP_INTERVAL).await;
+            }
             Err(error) => {
                 tracing::error!(?error, "backups that were deleted are still there");
                 tokio::time::sleep(SWEEP_INTERVAL).await;

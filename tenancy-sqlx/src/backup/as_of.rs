@@ -277,6 +277,9 @@ impl Fit {
 
     /// Adds those that came. The subquery is one for itself, so that each image is read once and not once per column.
     fn put_in(&self, n: usize) -> String {
+        if self.columns().next().is_none() {
+            return format!("insert into s{n} select from journal_net j, generate_series(1, j.n) where j.rel = $1 and j.n > 0");
+        }
         format!(
             "insert into s{n} ({}) select (x.r).* from (select j.image::s{n} as r, j.n from journal_net j where j.rel = $1 and j.n > 0 offset 0) x, generate_series(1, x.n)",
             self.image_columns("")
