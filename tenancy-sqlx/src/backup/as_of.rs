@@ -42,7 +42,7 @@ fn said(at: DateTime<Utc>) -> String {
 }
 
 /// Makes sure that the tenant's journal reaches back to the moment.
-async fn reaches(tx: &mut SystemTx, tenant: TenantId, at: DateTime<Utc>) -> Result<()> {
+pub(super) async fn reaches(tx: &mut SystemTx, tenant: TenantId, at: DateTime<Utc>) -> Result<()> {
     let future = sqlx::query_scalar("select $1 > clock_timestamp()").bind(at).fetch_one(&mut *tx).await.map_err(from_sqlx)?;
     if future {
         return Err(Error::invalid("as_of", "must not be in the future"));
@@ -58,7 +58,6 @@ async fn reaches(tx: &mut SystemTx, tenant: TenantId, at: DateTime<Utc>) -> Resu
 
 /// The backup to reach a moment from: the newest one before it, or else the oldest one after it.
 pub(super) async fn backup_for(tx: &mut SystemTx, tenant: TenantId, at: DateTime<Utc>) -> Result<Backup> {
-    reaches(tx, tenant, at).await?;
     let since = tx.journal_since(tenant).await?;
     let all = tx.backups(tenant, None, i64::MAX).await?;
     let usable = || all.iter().filter(|backup| since.is_none_or(|since| backup.taken_at >= since));

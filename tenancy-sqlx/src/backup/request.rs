@@ -145,6 +145,9 @@ impl SystemTx {
         if restore.tables.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::invalid("tables", "must name a table; leave it out to restore all"));
         }
+        if let Some(at) = restore.as_of {
+            as_of::reaches(self, tenant, at).await?;
+        }
         let backup = match (restore.backup, restore.as_of) {
             (Some(backup), _) => self.backup(tenant, backup).await?,
             (None, Some(at)) => as_of::backup_for(self, tenant, at).await?,
