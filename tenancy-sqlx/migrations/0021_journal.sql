@@ -60,13 +60,14 @@ create constraint trigger journal_probe after update on tenancy.journal_commits 
   for each row when (new.at is not null) execute function tenancy.journal_probe();
 alter table tenancy.journal_commits enable always trigger journal_commit, enable always trigger journal_probe;
 
--- The columns of a row's image, as a list of `r`'s, and what tells this form from others.
+-- The columns of a row's image, as a list of `r`'s, and what tells this form from others. Of a gauge only what it measures.
 create function tenancy.journal_form(root regclass, tenant_column name, out cols text, out form uuid)
   language sql stable set search_path = pg_catalog, pg_temp
 begin atomic
   select coalesce(string_agg('r.' || quote_ident(a.attname), ', ' order by a.attnum), ''),
          md5(coalesce(string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod), ', ' order by a.attnum), ''))::uuid
-    from pg_attribute a where a.attrelid = root and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and a.attname <> tenant_column;
+    from pg_attribute a where a.attrelid = root and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and a.attname <> tenant_column
+     and (root <> 'tenancy.quota_gauges'::regclass or a.attname in ('metric', 'used'));
 end;
 revoke all on function tenancy.journal_form(regclass, name) from public;
 
@@ -111,23 +112,10 @@ begin
 end $$;
 revoke all on function tenancy.journal_truncate() from public;
 
--- Has the changes of a table journaled, for tenants that keep a journal: run it as the table's owner, and again when it has a new partition.
-create procedure tenancy.journal_table(rel regclass)
+create procedure tenancy.journal_triggers(rel regclass, col name)
   language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare kind "char"; col name; part regclass; t record;
+declare part regclass; t record;
 begin
-  select c.relkind into kind from pg_class c where c.oid = rel and c.relkind in ('r', 'p') and not c.relispartition;
-  select a.attname into col from pg_policy p
-    join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid and d.refclassid = 'pg_class'::regclass and d.refobjid = rel and d.refobjsubid > 0
-    join pg_attribute a on a.attrelid = rel and a.attnum = d.refobjsubid
-   where p.polrelid = rel and p.polname = 'tenancy_fence' limit 1;
-  if kind is null then
-    raise exception 'tenancy.journal_table: % is not a table, or only a part of one: name the whole', rel using errcode = '42809';
-  elsif col is null then
-    raise exception 'tenancy.journal_table: % is not protected: call tenancy.protect_table first', rel using errcode = '42809';
-  elsif kind = 'r' and exists (select from pg_inherits i where rel in (i.inhrelid, i.inhparent)) then
-    raise exception 'tenancy.journal_table: % inherits, or is inherited from: only partitions are journaled', rel using errcode = '0A000';
-  end if;
   for part in select rel union select p.relid from pg_partition_tree(rel) p loop
     for t in
       select * from (values ('tenancy_journal_insert', 'insert', 'referencing new table as tenancy_new', 'journal_rows'),
@@ -145,6 +133,27 @@ begin
     end loop;
   end loop;
 end $$;
+revoke all on procedure tenancy.journal_triggers(regclass, name) from public;
+
+-- Has the changes of a table journaled, for tenants that keep a journal: run it as the table's owner, and again when it has a new partition.
+create procedure tenancy.journal_table(rel regclass)
+  language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare kind "char"; col name;
+begin
+  select c.relkind into kind from pg_class c where c.oid = rel and c.relkind in ('r', 'p') and not c.relispartition;
+  select a.attname into col from pg_policy p
+    join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid and d.refclassid = 'pg_class'::regclass and d.refobjid = rel and d.refobjsubid > 0
+    join pg_attribute a on a.attrelid = rel and a.attnum = d.refobjsubid
+   where p.polrelid = rel and p.polname = 'tenancy_fence' limit 1;
+  if kind is null then
+    raise exception 'tenancy.journal_table: % is not a table, or only a part of one: name the whole', rel using errcode = '42809';
+  elsif col is null then
+    raise exception 'tenancy.journal_table: % is not protected: call tenancy.protect_table first', rel using errcode = '42809';
+  elsif kind = 'r' and exists (select from pg_inherits i where rel in (i.inhrelid, i.inhparent)) then
+    raise exception 'tenancy.journal_table: % inherits, or is inherited from: only partitions are journaled', rel using errcode = '0A000';
+  end if;
+  call tenancy.journal_triggers(rel, col);
+end $$;
 revoke all on procedure tenancy.journal_table(regclass) from public;
 
 -- All tables that backups take: the one line that a host's migration needs, after its tables were made.
@@ -152,6 +161,7 @@ create procedure tenancy.journal_tables()
   language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare rel regclass;
 begin
+  call tenancy.journal_triggers('tenancy.quota_gauges', 'tenant_id'); -- what gauges measure belongs to the rows
   for rel in
     select c.oid from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
      where p.polname = 'tenancy_fence' and c.relkind in ('r', 'p') and not c.relispartition and n.nspname !~ '^(pg_|tenancy$|tenancy_)'

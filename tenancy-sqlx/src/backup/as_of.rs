@@ -4,12 +4,13 @@
 //! and more those that went and came in transactions that are in one of the two and not in the other. No order matters, and a row that
 //! should go and is not there shows that something was not journaled: nothing is restored then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt as _;
 use object_store::ObjectStore as _;
+use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tenancy_core::objects::into_error;
 use tenancy_core::{Error, ErrorKind, Result, TenantId};
@@ -70,7 +71,13 @@ pub(super) async fn backup_for(tx: &mut SystemTx, tenant: TenantId, at: DateTime
 impl AsOf {
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict), saying why, where the moment can't be reached from the backup.
-    pub(super) async fn of(at: DateTime<Utc>, details: &Details, fits: &Fits, tenant: TenantId, progress: &Progress) -> Result<Self> {
+    pub(super) async fn of(
+        at: DateTime<Utc>,
+        (details, fits): (&Details, &Fits),
+        all: bool,
+        tenant: TenantId,
+        progress: &Progress,
+    ) -> Result<Self> {
         let mut tx = progress.read().await?;
         reaches(&mut tx, tenant, at).await?;
         let Some(point) = details.journal.clone() else {
@@ -78,10 +85,9 @@ impl AsOf {
         };
         let now = journal::marks(&mut tx).await?;
         let mut refusals = Vec::new();
-        for fit in &fits.fits {
-            let sql = &fit.table.sql;
+        for sql in fits.fits.iter().map(|fit| fit.table.sql.as_str()).chain(all.then_some(journal::GAUGES)) {
             match (point.tables.get(sql), now.get(sql)) {
-                (_, None) => refusals.push(format!("{sql} is not journaled, or a part of it is not: call tenancy.journal_table")),
+                (_, None) => refusals.push(format!("{sql} is not journaled, or a part of it is not: call tenancy.journal_tables()")),
                 (None, _) => refusals.push(format!("{sql} was not journaled when the backup was taken")),
                 (Some(then), Some(now)) if !now.covers(then) => {
                     refusals.push(format!("{sql} was not journaled for a while, or lost a part, since the backup"));
@@ -159,6 +165,11 @@ impl Backups {
         Ok(())
     }
 
+    /// The gauges go with the rows; settings, branding and flags stay as they are.
+    pub(super) async fn gauges_as_of(&self, restoring: &mut Restoring<'_>, source: &Source) -> Result<Value> {
+        Ok(json!(restoring.gauges(source.details.tenant.gauges.clone()).await?))
+    }
+
     /// Makes sure that a table is to the last bit what was staged.
     pub(super) async fn verify_staged(&self, restoring: &mut Restoring<'_>, n: usize, fit: &Fit) -> Result<()> {
         if restoring.staged(n).await? != restoring.count(&fit.table).await? || !restoring.difference(n, fit).await?.is_none() {
@@ -229,6 +240,28 @@ impl Restoring<'_> {
         // As it was: operators of types that an extension brought are found by it.
         let path = if path.is_empty() { "''".to_owned() } else { path };
         self.tx.control(&format!("SET LOCAL search_path = {path}; analyze s{n}")).await.map_err(from_sqlx)
+    }
+
+    /// What the tenant's gauges measured in the moment, by what they did in the backup.
+    async fn gauges(&mut self, mut gauges: BTreeMap<String, i64>) -> Result<BTreeMap<String, i64>> {
+        self.become_role(&self.inner.roles.restore()).await?;
+        self.tx.control("create temp table journal_gauge (metric text, used bigint) on commit drop").await.map_err(from_sqlx)?;
+        let query = sqlx::query_as(
+            "select (x.r).metric, (x.r).used, n from (select j.image::journal_gauge as r, j.n from journal_net j where j.rel = $1 offset 0) x order by n",
+        );
+        let net: Vec<(String, i64, i64)> = query.bind(journal::GAUGES).fetch_all(&mut self.tx).await.map_err(from_sqlx)?;
+        self.as_app().await?;
+        for (metric, used, n) in net {
+            let fits = match n {
+                -1 => gauges.remove(&metric) == Some(used),
+                1 => gauges.insert(metric, used).is_none(),
+                _ => false,
+            };
+            if !fits {
+                return Err(refused("a gauge of the tenant's was changed and that is not in the journal: restore a whole backup"));
+            }
+        }
+        Ok(gauges)
     }
 
     /// How many rows were staged.

@@ -21,6 +21,8 @@ use crate::operations::Progress;
 use crate::settle::open_transactions;
 use crate::tx::SystemTx;
 
+/// What tenants' gauges measure is journaled with their rows.
+pub(super) const GAUGES: &str = "tenancy.quota_gauges";
 /// How long a backup waits for transactions that may have written without the journal.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How many transactions are removed from the journal by one statement.
@@ -85,7 +87,8 @@ impl SystemTx {
         let taken: Vec<String> = sqlx::query_scalar(
             "select format('%I.%I', n.nspname, c.relname) from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace
               where p.polname = 'tenancy_fence' and c.relkind in ('r', 'p') and not c.relispartition and n.nspname !~ '^(pg_|tenancy$|tenancy_)'
-                and not exists (select from tenancy.backup_rules r where r.rel = c.oid) order by 1",
+                and not exists (select from tenancy.backup_rules r where r.rel = c.oid)
+              union select 'tenancy.quota_gauges' order by 1",
         )
         .fetch_all(&mut *self)
         .await

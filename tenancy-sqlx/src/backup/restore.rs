@@ -73,7 +73,7 @@ impl Backups {
         let wanted = Wanted { tables: asked.tables.as_deref(), may_lose: asked.may_lose };
         let fits = Fits::of(&details.tables, &tables, wanted)?;
         let as_of = match asked.as_of {
-            Some(at) => Some(AsOf::of(at, &details, &fits, tenant, progress).await?),
+            Some(at) => Some(AsOf::of(at, (&details, &fits), asked.tables.is_none(), tenant, progress).await?),
             None => None,
         };
         Ok(Source { archive, details, tables, fits, as_of })
@@ -236,12 +236,15 @@ impl Backups {
         self.halted("merged").await;
         progress.at("verifying", 0, None, "").await?;
         restoring.check_references(&source.tables, fits, &changed).await?;
-        let mut missing = None;
+        let (mut missing, mut gauges) = (None, None);
         if source.as_of.is_some() {
             for (n, fit) in fits.iter().enumerate() {
                 self.verify_staged(&mut restoring, n, fit).await?;
             }
             missing = self.objects_as_of(&mut restoring, source, (tenant, asked.tables.is_none())).await?.map(|(_, missing)| missing);
+            if asked.tables.is_none() {
+                gauges = Some(self.gauges_as_of(&mut restoring, source).await?);
+            }
         } else {
             for (fit, changed) in fits.iter().zip(&changed) {
                 self.verify(&mut restoring, source, fit, changed).await?;
@@ -249,8 +252,10 @@ impl Backups {
         }
         let mut tx = self.written(restoring, fits).await?;
         sqlx::query("select tenancy.restore_shares()").execute(&mut tx).await.map_err(from_sqlx)?;
-        if asked.tables.is_none() && asked.as_of.is_none() {
-            self.put_settings(&mut tx, &source.details.tenant, tenant).await?;
+        match gauges {
+            Some(gauges) => self.put_gauges(&mut tx, &gauges, tenant).await?,
+            None if asked.tables.is_none() => self.put_settings(&mut tx, &source.details.tenant, tenant).await?,
+            None => {}
         }
         let tables: BTreeMap<&str, &Changed> = fits.iter().zip(&changed).map(|(fit, changed)| (fit.table.sql.as_str(), changed)).collect();
         let result = json!({
@@ -295,7 +300,11 @@ impl Backups {
     pub(super) async fn put_settings(&self, tx: &mut SystemTx, was: &Was, tenant: TenantId) -> Result<()> {
         tx.restore_settings(tenant, &was.settings).await?;
         tx.restore_looks(tenant, (&was.branding, &was.flags), self.db.inner().clock.now()).await?;
-        let query = sqlx::query("select tenancy.restore_gauges($1, $2)").bind(tenant.as_uuid()).bind(json!(was.gauges));
+        self.put_gauges(tx, &json!(was.gauges), tenant).await
+    }
+
+    async fn put_gauges(&self, tx: &mut SystemTx, gauges: &Value, tenant: TenantId) -> Result<()> {
+        let query = sqlx::query("select tenancy.restore_gauges($1, $2)").bind(tenant.as_uuid()).bind(gauges);
         query.execute(&mut *tx).await.map(drop).map_err(from_sqlx)
     }
 }

@@ -8,18 +8,22 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use tenancy_core::{ErrorKind, TenantContext};
-use tenancy_sqlx::TenantDb;
+use tenancy_core::{Actor, ErrorKind, TenantCatalog as _, TenantChange, TenantContext, TenantStatus};
 use tenancy_sqlx::backup::NewRestore;
+use tenancy_sqlx::erase::{CertificateKey, Erase};
+use tenancy_sqlx::{Isolation, TenantDb};
 
+use super::kept::grow;
 use crate::backup::{World, as_owner, digests, hard_world, run, vandalise};
 
-/// What text or JSON may lose a bit of.
+/// What text or JSON may lose a bit of, and a trigger whose statements change the very rows that its own statement changes.
 const EXACT: &str = "
     create type pair as (n int, word text);
     create table exact (tenant_id uuid not null, id int not null, amount numeric, price numeric(12,3), ratio float8, small real, blob bytea, at timestamptz, bare timestamp, pause interval,
       cash money, list int[], grid text[], moods mood[], two pair, doc json, place inet, fixed char(6), half int generated always as (id / 2) stored, primary key (tenant_id, id));
     create table customers (owner uuid not null, id int not null, name text, primary key (owner, id));
+    create function again() returns trigger language plpgsql as 'begin update customers set name = name || ''!'' where owner = new.owner and name not like ''%!''; return null; end';
+    create trigger again after insert or update on customers for each row execute function again();
     call tenancy.protect_table('exact'); call tenancy.protect_table('customers', 'owner'); call tenancy.journal_tables()";
 
 async fn keep(world: &World, cx: &TenantContext) {
@@ -464,7 +468,7 @@ async fn what_is_older_than_the_window_goes_and_the_rest_goes_with_the_tenant() 
     run(&world.kit, acme, &["delete from customers"]).await;
     assert_eq!(world.backups.prune_journals().await.expect("pruned"), 12);
     assert_eq!(
-        number(&mut eye, "select count(*) from tenancy.journal where image like '(%,a)' and sign = 1 and rel = 'public.customers'").await,
+        number(&mut eye, "select count(*) from tenancy.journal where image like '(%,a!)' and sign = 1 and rel = 'public.customers'").await,
         0
     );
     let asked = world.ask_restore(acme.tenant_id(), &NewRestore::as_of(early - chrono::TimeDelta::days(8))).await;
@@ -487,5 +491,120 @@ async fn what_is_older_than_the_window_goes_and_the_rest_goes_with_the_tenant() 
     assert!(number(&mut eye, &of(acme)).await > 0 && theirs > 0);
     end(&world, acme).await;
     world.backups.prune_journals().await.expect("pruned");
+    assert_eq!((number(&mut eye, &of(acme)).await, number(&mut eye, &of(globex)).await), (0, theirs));
+}
+
+#[tokio::test]
+async fn who_began_before_the_journal_is_in_the_backup_that_it_begins_with() {
+    let world = hard_world().await;
+    as_owner(&world.kit, EXACT).await;
+    let acme = &world.kit.acme;
+    let mut eye = world.kit.superuser().await;
+    // Its snapshot is of before, so that it will not see that a journal is kept.
+    let mut open = world.kit.db.begin_with(acme, Isolation::RepeatableRead).await.expect("begin");
+    sqlx::query("select from customers").fetch_all(&mut open).await.expect("a snapshot");
+    keep(&world, acme).await;
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        sqlx::query("insert into customers (id, name) values (1, 'late')").execute(&mut open).await.expect("inserted");
+        open.commit().await.expect("commit");
+    };
+    let (base, ()) = tokio::join!(world.back_up(acme), late);
+    assert_eq!(number(&mut eye, "select count(*) from tenancy.journal").await, 0, "it wrote without the journal");
+    let (at, rows) = moment(&mut eye, acme).await;
+    run(&world.kit, acme, &["delete from customers", "delete from comments"]).await;
+    world.restore(acme, &NewRestore::new(base).with_as_of(at).without_backup()).await;
+    assert_eq!(seen(&mut eye, acme).await, rows);
+}
+
+#[tokio::test]
+async fn gauges_go_with_the_rows_and_objects_that_are_gone_are_told() {
+    let world = journaled_world().await;
+    let acme = &world.kit.acme;
+    let attachments = "create table attachments (tenant_id uuid not null, object text not null, primary key (tenant_id, object));
+               call tenancy.protect_table('attachments'); call tenancy.declare_objects('attachments', 'object', 'attachments/{}'); call tenancy.journal_tables()";
+    as_owner(&world.kit, attachments).await;
+    let mut eye = world.kit.superuser().await;
+    let attach = async |name: &str| {
+        world.put(acme, &format!("attachments/{name}"), "content").await;
+        run(&world.kit, acme, &[&format!("insert into attachments (object) values ('{name}')")]).await;
+    };
+    attach("first").await;
+    grow(&world, acme, 5, 100).await;
+    world.back_up(acme).await;
+    attach("second").await;
+    grow(&world, acme, 10, 100).await;
+    let (at, rows) = moment(&mut eye, acme).await;
+    attach("third").await;
+    grow(&world, acme, 20, 100).await;
+    run(&world.kit, acme, &["delete from attachments"]).await;
+    let store = world.objects.scope(acme).expect("scope");
+    for name in ["first", "second"] {
+        object_store::ObjectStoreExt::delete(&store, &object_store::path::Path::from(format!("attachments/{name}")))
+            .await
+            .expect("deleted");
+    }
+    let told = world.restore(acme, &NewRestore::as_of(at).dry_run()).await;
+    let done = world.restore(acme, &NewRestore::as_of(at).without_backup()).await;
+    assert_eq!(seen(&mut eye, acme).await, rows);
+    assert_eq!(told["objects"], json!({ "removed": 0, "changed": 0, "added": 1 }));
+    for result in [told, done] {
+        assert_eq!(result["objects_missing"], json!(["attachments/second"]), "{result}");
+    }
+    let mut names: Vec<String> = world.contents(acme).await.into_keys().filter(|path| path.contains("attachments")).collect();
+    names.iter_mut().for_each(|path| *path = path.rsplit('/').next().unwrap_or_default().to_owned());
+    assert_eq!(names, ["first", "third"], "those of the backup come back, and none goes");
+    let gauge = format!("select used from tenancy.quota_gauges where metric = 'storage' and tenant_id = '{}'", acme.tenant_id());
+    assert_eq!(number(&mut eye, &gauge).await, 15);
+}
+
+#[tokio::test]
+async fn a_sealed_database_keeps_journals_as_well() {
+    let Some(kit) = crate::sealed::sealed_kit(harness::Route::Direct, |options| options).await else { return };
+    let world = World::with(kit);
+    let acme = &world.kit.acme;
+    as_owner(&world.kit, "call tenancy.journal_tables()").await;
+    keep(&world, acme).await;
+    world.back_up(acme).await;
+    let mut eye = world.kit.superuser().await;
+    run(&world.kit, acme, &["update notes set body = 'changed'"]).await;
+    let (at, was) = (now(&mut eye).await, digests(&mut eye, None).await);
+    run(&world.kit, acme, &["delete from notes"]).await;
+    world.restore(acme, &NewRestore::as_of(at).without_backup()).await;
+    assert_eq!(digests(&mut eye, None).await, was);
+}
+
+#[tokio::test]
+async fn with_a_tenant_its_journal_is_erased() {
+    let world = journaled_world().await;
+    let (acme, globex) = (&world.kit.acme, &world.kit.globex);
+    world.back_up(acme).await;
+    for cx in [acme, globex] {
+        run(&world.kit, cx, &["insert into customers (id, name) values (1, 'a')", "delete from comments"]).await;
+    }
+    let mut eye = world.kit.superuser().await;
+    let of = |cx: &TenantContext| {
+        let id = cx.tenant_id();
+        format!(
+            "select (select count(*) from tenancy.journal where tenant_id = '{id}') + (select count(*) from tenancy.journal_commits where tenant_id = '{id}') + (select count(*) from tenancy.journaled where tenant_id = '{id}')"
+        )
+    };
+    let theirs = number(&mut eye, &of(globex)).await;
+    assert!(theirs > 0 && number(&mut eye, &of(acme)).await > 0);
+    let archived = TenantChange::status(TenantStatus::Archived);
+    world.kit.db.catalog().update(acme.tenant_id(), archived, None, &Actor::System).await.expect("archived");
+    let mut tx = world.kit.db.dangerous().begin_system("a test erases a tenant").await.expect("system");
+    let queued = tx.request_erasure(acme.tenant_id(), "the contract ended", None).await.expect("queued");
+    tx.commit().await.expect("commit");
+    let erase = Erase::new(&world.kit.db, CertificateKey::new([7; 32])).with_objects(world.backups.clone());
+    let worker = world.worker(&world.backups).with(Erase::KIND, erase);
+    loop {
+        worker.run_next().await.expect("it runs");
+        let now = world.operation(queued.id).await;
+        assert_ne!(now.state, "failed", "{:?}", now.error);
+        if now.state == "done" {
+            break;
+        }
+    }
     assert_eq!((number(&mut eye, &of(acme)).await, number(&mut eye, &of(globex)).await), (0, theirs));
 }
