@@ -60,15 +60,17 @@ create constraint trigger journal_probe after update on tenancy.journal_commits 
   for each row when (new.at is not null) execute function tenancy.journal_probe();
 alter table tenancy.journal_commits enable always trigger journal_commit, enable always trigger journal_probe;
 
--- The columns of a row's image, as a list of `r`'s, and what tells this form from others. Of a gauge only what it measures.
+-- The columns of a row's image, as a list of `r`'s, and what tells this form from others. Of a gauge only what it measures. In plpgsql, which
+-- keeps its plan: each statement asks.
 create function tenancy.journal_form(root regclass, tenant_column name, out cols text, out form uuid)
-  language sql stable set search_path = pg_catalog, pg_temp
-begin atomic
+  language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
   select coalesce(string_agg('r.' || quote_ident(a.attname), ', ' order by a.attnum), ''),
-         md5(coalesce(string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod), ', ' order by a.attnum), ''))::uuid
+         md5(coalesce(string_agg(quote_ident(a.attname) || ' ' || a.atttypid || ' ' || a.atttypmod, ', ' order by a.attnum), ''))::uuid
+    into cols, form
     from pg_attribute a where a.attrelid = root and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and a.attname <> tenant_column
      and (root <> 'tenancy.quota_gauges'::regclass or a.attname in ('metric', 'used'));
-end;
+end $$;
 revoke all on function tenancy.journal_form(regclass, name) from public;
 
 -- Fires once for each statement, with all of its rows. The settings: a value's text must not depend on whose session it is.
@@ -94,8 +96,16 @@ begin
     execute format('insert into tenancy.journal (tenant_id, rel, form, sign, image)
                     select r.%1$I, $1, $2, $3, row(%2$s)::text from %3$s r join tenancy.journaled j on j.tenant_id = r.%1$I', col, form.cols, part.name)
       using sql, form.form, part.sign;
-    execute format('insert into tenancy.journal_commits (tenant_id) select distinct r.%1$I from %2$s r join tenancy.journaled j on j.tenant_id = r.%1$I
-                    on conflict on constraint journal_commits_pkey do update set at = null where journal_commits.at is not null', col, part.name);
+    if col <> 'tenant_id' then
+      execute format('insert into tenancy.journal_commits (tenant_id) select distinct r.%1$I from %2$s r join tenancy.journaled j on j.tenant_id = r.%1$I
+                      on conflict on constraint journal_commits_pkey do update set at = null where journal_commits.at is not null', col, part.name);
+    elsif part.sign = 1 then
+      insert into tenancy.journal_commits (tenant_id) select distinct r.tenant_id from tenancy_new r join tenancy.journaled j on j.tenant_id = r.tenant_id
+        on conflict on constraint journal_commits_pkey do update set at = null where journal_commits.at is not null;
+    else
+      insert into tenancy.journal_commits (tenant_id) select distinct r.tenant_id from tenancy_old r join tenancy.journaled j on j.tenant_id = r.tenant_id
+        on conflict on constraint journal_commits_pkey do update set at = null where journal_commits.at is not null;
+    end if;
   end loop;
   return null;
 end $$;
