@@ -224,22 +224,29 @@ end;
 revoke all on function tenancy.journal_net(pg_snapshot, timestamptz) from public;
 grant execute on function tenancy.journal_net(pg_snapshot, timestamptz) to tenancy_restore;
 
--- Removes what is older than each tenant's window, and what is left of journals that were switched off: at most so many transactions.
+-- Removes what is older than each tenant's window, and what is left of journals that were switched off: of each at most so many transactions, the
+-- oldest. With the mark that nobody may rely on what went.
 create function tenancy.journal_prune(most bigint) returns bigint
   language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare n bigint;
 begin
-  -- First the mark, so that nobody relies on what goes.
-  update tenancy.journaled j set since = greatest(j.since, now() - j.keep), pruned = greatest(j.pruned, g.xid)
-    from (select c.tenant_id, max(c.xid) as xid from tenancy.journal_commits c join tenancy.journaled j on j.tenant_id = c.tenant_id
-           where c.at < now() - j.keep group by c.tenant_id) g
-   where g.tenant_id = j.tenant_id and j.since is not null;
-  with gone as (
-    delete from tenancy.journal_commits c using (
-      select c.tenant_id, c.xid from tenancy.journal_commits c left join tenancy.journaled j on j.tenant_id = c.tenant_id
-       where j.tenant_id is null or c.at < least(j.since, now() - j.keep) limit most) o
-     where c.tenant_id = o.tenant_id and c.xid = o.xid returning c.tenant_id, c.xid
-  ), rows as (delete from tenancy.journal j using gone g where j.tenant_id = g.tenant_id and j.xid = g.xid)
+  with recursive tenants as (
+    (select c.tenant_id from tenancy.journal_commits c order by c.tenant_id limit 1)
+    union all
+    select (select c.tenant_id from tenancy.journal_commits c where c.tenant_id > t.tenant_id order by c.tenant_id limit 1) from tenants t where t.tenant_id is not null
+  ), old as (
+    select o.tenant_id, o.xid
+      from tenants t left join tenancy.journaled j on j.tenant_id = t.tenant_id
+      cross join lateral (select c.tenant_id, c.xid, c.at from tenancy.journal_commits c where c.tenant_id = t.tenant_id order by c.xid limit most) o
+     where j.tenant_id is null or o.at < now() - j.keep
+  ), marked as (
+    update tenancy.journaled j set pruned = greatest(j.pruned, g.xid), since = case when j.since is not null then greatest(j.since, now() - j.keep) end
+      from (select o.tenant_id, max(o.xid) as xid from old o group by o.tenant_id) g where g.tenant_id = j.tenant_id
+  ), gone as (
+    delete from tenancy.journal_commits c using old o where c.tenant_id = o.tenant_id and c.xid = o.xid returning c.tenant_id, c.xid
+  ), rows as (
+    delete from tenancy.journal j using gone g where j.tenant_id = g.tenant_id and j.xid = g.xid
+  )
   select count(*) into n from gone;
   return n;
 end $$;

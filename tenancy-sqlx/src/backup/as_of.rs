@@ -62,7 +62,7 @@ pub(super) async fn backup_for(tx: &mut SystemTx, tenant: TenantId, at: DateTime
     let since = tx.journal_since(tenant).await?;
     let all = tx.backups(tenant, None, i64::MAX).await?;
     let usable = || all.iter().filter(|backup| since.is_none_or(|since| backup.taken_at >= since));
-    let found = usable().find(|backup| backup.taken_at <= at).or_else(|| usable().last());
+    let found = usable().find(|backup| backup.taken_at <= at).or_else(|| usable().next_back());
     found.cloned().ok_or_else(|| {
         refused("no backup of the tenant was taken since its journal begins: take one, from which the moment can be reached")
     })
@@ -143,6 +143,7 @@ impl AsOf {
                 open.extend(held);
             } else {
                 open.retain(|id| held.contains(id));
+                progress.at("waiting for commits under way", 0, None, "").await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             first = false;

@@ -60,7 +60,8 @@ impl Mark {
 /// Where in the journal the snapshot is that the transaction reads; `None` where the tenant keeps none, or it has not begun.
 pub(super) async fn point(tx: &mut SystemTx, tenant: Uuid) -> Result<Option<Point>> {
     let query = sqlx::query_scalar("select tenancy.journal_point($1)").bind(tenant);
-    Ok(query.fetch_one(tx).await.map_err(from_sqlx).map(|point: Option<Json<Point>>| point.map(|Json(point)| point))?)
+    let point: Option<Json<Point>> = query.fetch_one(tx).await.map_err(from_sqlx)?;
+    Ok(point.map(|Json(point)| point))
 }
 
 pub(super) async fn marks(tx: &mut SystemTx) -> Result<Marks> {

@@ -302,7 +302,7 @@ async fn what_the_journal_does_not_reach_is_refused_and_nothing_is_written() {
     run(&world.kit, acme, &["delete from customers", "delete from comments"]).await;
     let was = digests(&mut eye, None).await;
 
-    let future = world.ask_restore(acme.tenant_id(), &NewRestore::as_of(Utc::now() + chrono::TimeDelta::hours(1))).await;
+    let future = world.ask_restore(acme.tenant_id(), &NewRestore::as_of(at + chrono::TimeDelta::hours(1))).await;
     assert_eq!(future.expect_err("refused").field(), Some("as_of"));
     assert!(asked(NewRestore::as_of(early)).await.contains("goes back to"));
     assert_eq!(
