@@ -70,7 +70,7 @@ pub(super) async fn marks(tx: &mut SystemTx) -> Result<Marks> {
 }
 
 impl SystemTx {
-    /// Has a journal kept of the tenant's row changes, for so many days, so that it can be restored [as of](super::NewRestore::as_of) any
+    /// Has a journal kept of the tenant's row changes, for so many days, so that it can be restored [as of](super::NewRestore::as_of()) any
     /// moment of them. It begins with the next backup. Said again, it only changes the days.
     ///
     /// # Errors

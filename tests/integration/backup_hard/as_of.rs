@@ -604,3 +604,25 @@ async fn with_a_tenant_its_journal_is_erased() {
     }
     assert_eq!((number(&mut eye, &of(acme)).await, number(&mut eye, &of(globex)).await), (0, theirs));
 }
+
+#[tokio::test]
+async fn one_that_is_killed_is_completed_as_of_the_same_moment() {
+    let world = journaled_world().await;
+    let acme = &world.kit.acme;
+    let mut eye = world.kit.superuser().await;
+    world.back_up(acme).await;
+    run(&world.kit, acme, STEPS[0]).await;
+    let (at, rows) = moment(&mut eye, acme).await;
+    for step in ["staged", "before commit", "applied"] {
+        run(&world.kit, acme, &["delete from customers", "delete from comments", "update exact set amount = 7"]).await;
+        let damaged = seen(&mut eye, acme).await;
+        let queued = world.ask_restore(acme.tenant_id(), &NewRestore::as_of(at).without_backup()).await.expect("queued");
+        let halting = world.worker(&world.backups.clone().halting_after(step));
+        let killed = tokio::time::timeout(Duration::from_secs(6), halting.run_next()).await;
+        assert!(!matches!(killed, Ok(Ok(_))), "{step}");
+        let now = seen(&mut eye, acme).await;
+        assert!(now == damaged || (step == "applied" && now == rows), "{step}: old or new, and no mix");
+        world.done(queued.id).await;
+        assert_eq!(seen(&mut eye, acme).await, rows, "{step}");
+    }
+}
