@@ -35,7 +35,7 @@ pub(crate) async fn settle(db: &TenantDb, progress: &Progress) -> Result<()> {
 }
 
 /// The transactions that are open in this database, and prepared ones: but this one and bystanders.
-async fn open_transactions(tx: &mut SystemTx) -> Result<BTreeSet<String>> {
+pub(crate) async fn open_transactions(tx: &mut SystemTx) -> Result<BTreeSet<String>> {
     let open = sqlx::query_scalar(
         // Not pg_stat_activity, which an administrator may have closed: it shows others' statements.
         "select l.virtualxid from pg_locks l

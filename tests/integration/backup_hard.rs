@@ -1,5 +1,6 @@
 //! What is hard for backups: any schema, what changed since, who else is at work, who may not see or write, and who is killed.
 
+mod as_of;
 mod broken;
 mod called_off;
 mod canary;

@@ -40,7 +40,7 @@ async fn schema(database: &TestDatabase) -> Schema {
 }
 
 /// A kit on a sealed database with a note of each tenant; `None` where the server can't be sealed, or nothing pools.
-async fn sealed_kit(route: Route, change: impl FnOnce(Options) -> Options) -> Option<Kit> {
+pub(crate) async fn sealed_kit(route: Route, change: impl FnOnce(Options) -> Options) -> Option<Kit> {
     let database = TestDatabase::with_migrations(&MIGRATIONS).await.expect("database");
     let sealed = schema(&database).await.seal(&KEY).await;
     let mut eye = database.superuser().await.expect("superuser");

@@ -58,7 +58,7 @@ const LINK_REQUESTS: usize = 16;
 const WORK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often it is looked whether a backup or a drill is due.
 const DUE_INTERVAL: Duration = Duration::from_secs(2);
-/// How often backups that were deleted are looked for.
+/// How often backups that were deleted are looked for, and journals pruned.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Does what operators have queued.
@@ -94,12 +94,17 @@ async fn keep_schedules(backups: Backups) {
     }
 }
 
-/// Has removed what was deleted of backups.
+/// Has removed what was deleted of backups, and what is too old in journals.
 async fn sweep(backups: Backups) {
     loop {
         match backups.queue_sweep().await {
             Ok(Some(_)) => {}
-            Ok(None) => tokio::time::sleep(SWEEP_INTERVAL).await,
+            Ok(None) => {
+                if let Err(error) = backups.prune_journals().await {
+                    tracing::error!(?error, "journals have what is older than their windows");
+                }
+                tokio::time::sleep(SWEEP_INTERVAL).await;
+            }
             Err(error) => {
                 tracing::error!(?error, "backups that were deleted are still there");
                 tokio::time::sleep(SWEEP_INTERVAL).await;

@@ -9,6 +9,7 @@ use sqlx::types::Json;
 use tenancy_core::Result;
 use tenancy_core::config::Layer;
 
+use super::journal::{self, Point};
 use super::tables::Table;
 use crate::error::from_sqlx;
 use crate::tx::SystemTx;
@@ -22,6 +23,9 @@ pub(super) struct Details {
     /// In the order of the segments.
     pub(super) tables: Vec<Table>,
     pub(super) objects: Counted,
+    /// Where it is in the tenant's journal, where that keeps one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) journal: Option<Point>,
 }
 
 /// The tenant as it was.
@@ -46,7 +50,7 @@ pub(super) struct Counted {
 type Row = (DateTime<Utc>, String, String, String, Value, Value, Json<Layer>, Value);
 
 /// Reads it, as part of the snapshot: `tenant` is a literal of ours.
-pub(super) async fn read(tx: &mut SystemTx, tenant: uuid::Uuid) -> Result<(DateTime<Utc>, String, Was)> {
+pub(super) async fn read(tx: &mut SystemTx, tenant: uuid::Uuid) -> Result<(DateTime<Utc>, String, Was, Option<Point>)> {
     let query = sqlx::query_as(
         "select now(), current_setting('server_version'), t.name, t.plan, t.branding, t.flags,
                 (select coalesce(jsonb_object_agg(c.key, c.value), '{}') from tenancy.tenant_configs c where c.tenant_id = t.id),
@@ -54,8 +58,9 @@ pub(super) async fn read(tx: &mut SystemTx, tenant: uuid::Uuid) -> Result<(DateT
            from tenancy.tenants t where t.id = $1",
     );
     let (taken_at, server, name, plan, branding, flags, Json(settings), gauges): Row =
-        query.bind(tenant).fetch_one(tx).await.map_err(from_sqlx)?;
+        query.bind(tenant).fetch_one(&mut *tx).await.map_err(from_sqlx)?;
     let object = |value: Value| value.as_object().cloned().unwrap_or_default();
     let gauges = object(gauges).into_iter().filter_map(|(metric, used)| Some((metric, used.as_i64()?))).collect();
-    Ok((taken_at, server, Was { name, plan, branding: object(branding), flags: object(flags), settings, gauges }))
+    let was = Was { name, plan, branding: object(branding), flags: object(flags), settings, gauges };
+    Ok((taken_at, server, was, journal::point(tx, tenant).await?))
 }

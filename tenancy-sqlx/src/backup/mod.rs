@@ -45,10 +45,12 @@ use crate::operations::{Handler, Operation, Operations, Progress};
 use crate::tx::SystemTx;
 
 pub mod archive;
+mod as_of;
 mod clone;
 mod details;
 mod drill;
 mod fit;
+mod journal;
 mod keys;
 mod link;
 mod objects;

@@ -1,12 +1,13 @@
 //! What can be asked for.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tenancy_core::{Error, ErrorKind, NewTenant, Result, Tenant, TenantId, TenantSlug, TenantStatus};
 use uuid::Uuid;
 
-use super::Backups;
 use super::take::may_be_backed_up;
+use super::{Backups, as_of};
 use crate::error::from_sqlx;
 use crate::operations::Operation;
 use crate::tx::SystemTx;
@@ -16,8 +17,12 @@ use crate::tx::SystemTx;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct NewRestore {
-    /// From which backup of the tenant.
-    pub backup: Uuid,
+    /// From which backup of the tenant. With [`as_of`](Self::as_of) it need not be said: the newest one before that moment.
+    #[serde(default)]
+    pub backup: Option<Uuid>,
+    /// As it was in this moment, by the [journal](SystemTx::keep_journal). Settings stay as they are, and objects that came since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<DateTime<Utc>>,
     /// Only these tables, as the backup names them: `public.documents`. Settings and objects stay as they are then.
     #[serde(default)]
     pub tables: Option<Vec<String>>,
@@ -35,7 +40,19 @@ pub struct NewRestore {
 impl NewRestore {
     /// All of this backup, after another one of how the tenant is now.
     pub const fn new(backup: Uuid) -> Self {
-        Self { backup, tables: None, dry_run: false, may_lose: false, without_backup: false }
+        Self { backup: Some(backup), as_of: None, tables: None, dry_run: false, may_lose: false, without_backup: false }
+    }
+
+    /// As it was in this moment, after a backup of how the tenant is now.
+    pub const fn as_of(at: DateTime<Utc>) -> Self {
+        Self { backup: None, as_of: Some(at), tables: None, dry_run: false, may_lose: false, without_backup: false }
+    }
+
+    /// As it was in this moment, reached from the backup.
+    #[must_use]
+    pub const fn with_as_of(mut self, at: DateTime<Utc>) -> Self {
+        self.as_of = Some(at);
+        self
     }
 
     /// Only these tables. Settings and objects stay as they are.
@@ -118,8 +135,9 @@ impl SystemTx {
     /// Queues the restoration of a tenant that is active or suspended from one of its backups.
     ///
     /// # Errors
-    /// [`NotFound`](ErrorKind::NotFound) without such a tenant or backup of it; [`Invalid`](ErrorKind::Invalid) at `tables` for none;
-    /// [`Conflict`](ErrorKind::Conflict) for a tenant in another state, and one with another operation under way.
+    /// [`NotFound`](ErrorKind::NotFound) without such a tenant or backup of it; [`Invalid`](ErrorKind::Invalid) at `tables` for none,
+    /// at `backup` for neither one nor a moment, and at `as_of` for a moment to come; [`Conflict`](ErrorKind::Conflict) for a moment that its
+    /// journal does not reach, a tenant in another state, and one with another operation under way.
     ///
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
@@ -137,7 +155,15 @@ impl SystemTx {
         if restore.tables.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::invalid("tables", "must name a table; leave it out to restore all"));
         }
-        self.backup(tenant, restore.backup).await?;
+        if let Some(at) = restore.as_of {
+            as_of::reaches(self, tenant, at).await?;
+        }
+        let backup = match (restore.backup, restore.as_of) {
+            (Some(backup), _) => self.backup(tenant, backup).await?,
+            (None, Some(at)) => as_of::backup_for(self, tenant, at).await?,
+            (None, None) => return Err(Error::invalid("backup", "must say which one, or as_of a moment")),
+        };
+        let restore = NewRestore { backup: Some(backup.id), ..restore.clone() };
         self.queue_operation(tenant, Backups::RESTORE, json!(restore), request_id).await
     }
 

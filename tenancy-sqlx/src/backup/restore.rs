@@ -11,6 +11,7 @@ use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantChange, TenantId,
 use uuid::Uuid;
 
 use super::archive::{ArchiveKey, ArchiveReader};
+use super::as_of::AsOf;
 use super::details::{Details, Was};
 use super::fit::{Fit, Fits, Wanted};
 use super::objects;
@@ -31,6 +32,8 @@ pub(super) struct Source {
     /// All tables of now.
     pub(super) tables: Vec<Table>,
     pub(super) fits: Fits,
+    /// Where its rows are to be those of another moment.
+    pub(super) as_of: Option<AsOf>,
 }
 
 impl Source {
@@ -62,14 +65,19 @@ impl Backups {
 
     pub(super) async fn source(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<Source> {
         progress.at("checking the archive", 0, None, "").await?;
-        let backup = progress.read().await?.backup(tenant, asked.backup).await?;
+        let id = asked.backup.ok_or_else(|| Error::new(ErrorKind::Internal, "the operation names no backup"))?;
+        let backup = progress.read().await?.backup(tenant, id).await?;
         let (archive, _) = self.open(&backup).await?;
         let details: Details = serde_json::from_value(archive.details().clone())
             .map_err(|error| Error::invalid("archive", "has a manifest of another kind").with_source(error))?;
         let tables = session::tables(self.db.inner()).await?;
         let wanted = Wanted { tables: asked.tables.as_deref(), may_lose: asked.may_lose };
         let fits = Fits::of(&details.tables, &tables, wanted)?;
-        Ok(Source { archive, details, tables, fits })
+        let as_of = match asked.as_of {
+            Some(at) => Some(AsOf::of(at, (&details, &fits), asked.tables.is_none(), tenant, progress).await?),
+            None => None,
+        };
+        Ok(Source { archive, details, tables, fits, as_of })
     }
 
     pub(super) async fn stage(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
@@ -86,7 +94,7 @@ impl Backups {
             }
             total += rows;
         }
-        Ok(())
+        self.rewind(restoring, source, progress).await
     }
 
     /// What a restore would change: nothing does.
@@ -105,14 +113,15 @@ impl Backups {
             }
             tables.insert(fit.table.sql.clone(), row);
         }
-        restoring.rollback().await?;
-        let objects = match &asked.tables {
-            None => json!(self.object_differences(&source, tenant).await?),
-            Some(_) => Value::Null,
+        let (objects, missing) = match (asked.as_of, &asked.tables) {
+            (Some(_), only) => self.objects_as_of(&mut restoring, &source, (tenant, only.is_none())).await?.unzip(),
+            (None, None) => (self.object_differences(&source, tenant).await?, None),
+            (None, Some(_)) => (None, None),
         };
+        restoring.rollback().await?;
         Ok(json!({
-            "backup": asked.backup, "taken_at": source.details.taken_at, "dry_run": true,
-            "tables": tables, "objects": objects, "left_out": source.fits.lost, "new_since": source.fits.new,
+            "backup": asked.backup, "taken_at": source.details.taken_at, "as_of": asked.as_of, "dry_run": true,
+            "tables": tables, "objects": objects, "objects_missing": missing, "left_out": source.fits.lost, "new_since": source.fits.new,
         }))
     }
 
@@ -138,7 +147,7 @@ impl Backups {
             self.apply(restoring, &source, (asked, before), tenant, operation, progress).await?;
         }
         self.halted("applied").await;
-        if all {
+        if all && asked.as_of.is_none() {
             self.match_objects(&source, tenant, progress).await?;
         }
         self.halted("objects after").await;
@@ -240,20 +249,34 @@ impl Backups {
         self.halted("merged").await;
         progress.at("verifying", 0, None, "").await?;
         restoring.check_references(&source.tables, fits, &changed).await?;
-        for (fit, changed) in fits.iter().zip(&changed) {
-            self.verify(&mut restoring, source, (fit, changed), None).await?;
+        let (mut missing, mut gauges) = (None, None);
+        if source.as_of.is_some() {
+            for (n, fit) in fits.iter().enumerate() {
+                self.verify_staged(&mut restoring, n, fit).await?;
+            }
+            missing = self.objects_as_of(&mut restoring, source, (tenant, asked.tables.is_none())).await?.map(|(_, missing)| missing);
+            if asked.tables.is_none() {
+                gauges = Some(self.gauges_as_of(&mut restoring, source).await?);
+            }
+        } else {
+            for (fit, changed) in fits.iter().zip(&changed) {
+                self.verify(&mut restoring, source, (fit, changed), None).await?;
+            }
         }
         let mut tx = self.written(restoring, fits).await?;
         sqlx::query("select tenancy.restore_shares()").execute(&mut tx).await.map_err(from_sqlx)?;
-        if asked.tables.is_none() {
-            self.put_settings(&mut tx, &source.details.tenant, tenant).await?;
+        match gauges {
+            Some(gauges) => self.put_gauges(&mut tx, &gauges, tenant).await?,
+            None if asked.tables.is_none() => self.put_settings(&mut tx, &source.details.tenant, tenant).await?,
+            None => {}
         }
         let tables: BTreeMap<&str, &Changed> = fits.iter().zip(&changed).map(|(fit, changed)| (fit.table.sql.as_str(), changed)).collect();
         let result = json!({
-            "backup": asked.backup, "taken_at": source.details.taken_at, "before": before,
-            "tables": tables, "left_out": source.fits.lost, "new_since": source.fits.new,
+            "backup": asked.backup, "taken_at": source.details.taken_at, "as_of": asked.as_of, "before": before,
+            "tables": tables, "objects_missing": missing, "left_out": source.fits.lost, "new_since": source.fits.new,
         });
-        let event = AuditEvent::new(tx.actor().clone(), "backup.restore", asked.backup.to_string()).with_tenant(tenant);
+        let event = AuditEvent::new(tx.actor().clone(), "backup.restore", asked.backup.map(|id| id.to_string()).unwrap_or_default())
+            .with_tenant(tenant);
         tx.audit(&event.with_detail(json!({ "operation": operation.id, "result": result }))).await?;
         progress.take_hold(&mut tx).await?;
         progress.finish(&mut tx, "applied", &result).await?;
@@ -297,14 +320,18 @@ impl Backups {
     pub(super) async fn put_settings(&self, tx: &mut SystemTx, was: &Was, tenant: TenantId) -> Result<()> {
         tx.restore_settings(tenant, &was.settings).await?;
         tx.restore_looks(tenant, (&was.branding, &was.flags), self.db.inner().clock.now()).await?;
-        let query = sqlx::query("select tenancy.restore_gauges($1, $2)").bind(tenant.as_uuid()).bind(json!(was.gauges));
+        self.put_gauges(tx, &json!(was.gauges), tenant).await
+    }
+
+    async fn put_gauges(&self, tx: &mut SystemTx, gauges: &Value, tenant: TenantId) -> Result<()> {
+        let query = sqlx::query("select tenancy.restore_gauges($1, $2)").bind(tenant.as_uuid()).bind(gauges);
         query.execute(&mut *tx).await.map(drop).map_err(from_sqlx)
     }
 }
 
 /// The tenant's objects.
 impl Backups {
-    fn store_of(&self, tenant: TenantId) -> Result<Option<TenantStore>> {
+    pub(super) fn store_of(&self, tenant: TenantId) -> Result<Option<TenantStore>> {
         self.objects.as_ref().map(|objects| objects.dangerous_scope(tenant)).transpose()
     }
 

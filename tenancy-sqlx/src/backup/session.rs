@@ -72,8 +72,8 @@ pub(super) struct Restoring<'a> {
     pub(super) tx: SystemTx,
     pub(super) inner: &'a Inner,
     pub(super) tenant: TenantId,
-    /// How many rows were loaded of each table.
-    pub(super) staged: Vec<u64>,
+    /// How many rows each table is to have.
+    pub(super) loaded: Vec<u64>,
 }
 
 impl fmt::Debug for Restoring<'_> {
@@ -91,10 +91,10 @@ impl<'a> Restoring<'a> {
             "{bound}; SET LOCAL ROLE {restore}; SET LOCAL enable_nestloop = off; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
              SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT pg_advisory_xact_lock_shared({BYSTANDER}, 2)"
         );
-        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant, staged: Vec::new() })
+        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant, loaded: Vec::new() })
     }
 
-    async fn become_role(&mut self, role: &str) -> Result<()> {
+    pub(super) async fn become_role(&mut self, role: &str) -> Result<()> {
         self.tx.control(&format!("SET LOCAL ROLE {role}")).await.map_err(from_sqlx)
     }
 
@@ -110,7 +110,7 @@ impl<'a> Restoring<'a> {
         self.tx.control(&make).await.map_err(|error| does_not_fit(fit, error))?;
         let count = self.tx.copy_in(&copy, rows).await?;
         self.tx.control(&fit.ready(n)).await.map_err(|error| does_not_fit(fit, error))?;
-        self.staged.push(count);
+        self.loaded.push(count);
         Ok(count)
     }
 
@@ -152,7 +152,7 @@ impl<'a> Restoring<'a> {
             let (whole, changed, same) = &mut done[n];
             // Each row that stayed is one of those that were staged.
             let missing =
-                if whole.is_some() { whole.as_ref().is_some_and(|difference| !difference.is_none()) } else { *same < self.staged[n] };
+                if whole.is_some() { whole.as_ref().is_some_and(|difference| !difference.is_none()) } else { *same < self.loaded[n] };
             if missing {
                 let added = sqlx::query(AssertSqlSafe(fit.add(n, *same == 0))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
                 let added = added.map_err(|error| conflicting(fit, error))?.rows_affected().cast_signed();
@@ -273,7 +273,7 @@ impl<'a> Restoring<'a> {
     }
 }
 
-fn does_not_fit(fit: &Fit, error: sqlx::Error) -> Error {
+pub(super) fn does_not_fit(fit: &Fit, error: sqlx::Error) -> Error {
     match error.as_database_error() {
         Some(db) if db.code().is_some_and(|code| code.starts_with("42") || code.starts_with("22")) => {
             let why = format!("the backup does not fit {}: {}", fit.table.sql, db.message());

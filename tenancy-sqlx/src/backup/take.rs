@@ -82,6 +82,7 @@ impl Backups {
         may_be_backed_up(&mut tx, tenant).await?;
         let key = self.keys.current_key(&mut tx, tenant).await?;
         tx.commit().await?;
+        self.begin_journal(tenant, progress).await?;
         for _ in 1..TRIES {
             match self.attempt((tenant, &key), operation, progress, id, reason).await {
                 Err(error) if error.field() == Some(OBJECTS) => {
@@ -110,7 +111,7 @@ impl Backups {
 
         let mut tx = begin_snapshot(self.db.inner()).await?;
         let tables = tables::read(&mut tx).await?;
-        let (taken_at, server, was) = details::read(&mut tx, tenant.as_uuid()).await?;
+        let (taken_at, server, was, journal) = details::read(&mut tx, tenant.as_uuid()).await?;
         let header = Header::new(tenant, id, key, self.encrypted, self.db.inner().clock.now());
         let at = self.at(tenant, id, operation.attempts);
         let mut archive = ArchiveWriter::create(std::sync::Arc::clone(&self.store), at, header, key).await?;
@@ -158,7 +159,7 @@ impl Backups {
                 return Err(error);
             }
         };
-        let details = Details { taken_at, server, tenant: was, tables, objects };
+        let details = Details { taken_at, server, tenant: was, tables, objects, journal };
         let finished = archive.finish(serde_json::to_value(&details).map_err(unwritable)?).await?;
         self.halted("archive").await;
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);

@@ -6,6 +6,7 @@ use harness::actors::{Actor as _, Member};
 use harness::app::{Folder, TestApp};
 use harness::program::{command, run};
 use serde_json::{Value, json};
+use tenancy_core::{Clock as _, SystemClock};
 use tenancy_sqlx::testing::TestDatabase;
 
 use super::ABSENT;
@@ -353,4 +354,47 @@ async fn a_tenant_gets_a_schedule_and_is_backed_up_by_itself() {
     let late = operator.ask("POST", &format!("/api/v1/operations/{}/cancel", done.as_str().expect("an id"))).await.expect(409).json();
     assert!(late["detail"].as_str().is_some_and(|why| why.contains("it is done")), "{late}");
     acme.get("/api/v1/documents").await.expect(200);
+}
+
+#[tokio::test]
+async fn a_tenant_is_as_it_was_in_a_moment_between_two_backups() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    let documents = fill(&acme, 0).await;
+    fill(&globex, 100).await;
+    let journal = format!("/api/v1/tenants/{}/journal", acme.slug);
+    let restore = format!("/api/v1/tenants/{}/restore", acme.slug);
+    for bad in [
+        json!({}),
+        json!({ "window_days": 0 }),
+        json!({ "window_days": 367 }),
+        json!({ "window_days": "x" }),
+        json!({ "window_days": 7, "more": 1 }),
+    ] {
+        app.operator().put(&journal, "").json(&bad).await.problem("invalid");
+    }
+    acme.put(&journal, "").json(&json!({ "window_days": 7 })).await.problem("unauthenticated");
+    app.operator().put(&format!("/api/v1/tenants/{ABSENT}/journal"), "").json(&json!({ "window_days": 7 })).await.problem("not-found");
+    app.operator().delete(&journal).await.problem("not-found");
+    app.operator().post(&restore, &json!({ "as_of": SystemClock.now() })).await.problem("conflict");
+    for _ in 0..2 {
+        app.operator().put(&journal, "").json(&json!({ "window_days": 7 })).await.expect(204);
+    }
+    app.operator().back_up(&acme.slug).await;
+    acme.document(&acme.project("Since the backup").await, "This as well").await;
+    let (was, others) = (seen(&acme).await, seen(&globex).await);
+    let at = SystemClock.now(); // of the database's machine
+    for document in &documents[..3] {
+        acme.delete(&format!("/api/v1/documents/{document}")).await.expect(204);
+    }
+    assert_ne!(seen(&acme).await, was);
+    app.operator().post(&restore, &json!({ "as_of": at + chrono::TimeDelta::hours(1) })).await.problem("invalid");
+    app.operator().post(&restore, &json!({ "as_of": "yesterday" })).await.problem("invalid");
+    let told = app.operator().work(&acme.slug, "restore", Some(&json!({ "as_of": at, "dry_run": true }))).await;
+    assert_eq!(told["result"]["tables"]["public.documents"]["added"], 3, "{told}");
+    let done = app.operator().work(&acme.slug, "restore", Some(&json!({ "as_of": at }))).await;
+    assert_eq!((&done["state"], &done["result"]["objects_missing"]), (&json!("done"), &json!([])), "{done}");
+    assert_eq!((seen(&acme).await, seen(&globex).await), (was, others));
+    app.operator().delete(&journal).await.expect(204);
+    let audit = app.operator().get(&format!("/api/v1/tenants/{}/audit?limit=200", acme.slug)).await.expect(200).json().to_string();
+    assert!(audit.contains("\"backup.journal\"") && audit.contains("\"backup.journal_end\""));
 }

@@ -289,6 +289,8 @@ fn bodies(schema: &Value) -> Vec<Value> {
         let value = match (schema["type"].as_str(), name.as_str()) {
             (Some("object"), _) => json!({}),
             (Some("string"), "backup") => json!(super::ABSENT),
+            (Some("string"), "as_of") => json!("2026-01-02T03:04:05Z"),
+            (Some("integer"), "window_days") => json!(7),
             (Some("boolean"), _) => json!(true),
             (Some("array"), "types") => json!(["document"]),
             // Whoever sends it puts in a document of their own.

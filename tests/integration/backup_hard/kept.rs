@@ -65,7 +65,7 @@ async fn sealed(world: &World, eye: &mut PgConnection) -> BTreeSet<String> {
     panic!("events stay unsealed")
 }
 
-async fn grow(world: &World, cx: &TenantContext, by: u64, limit: u64) {
+pub(super) async fn grow(world: &World, cx: &TenantContext, by: u64, limit: u64) {
     let mut tx = world.kit.db.dangerous().begin_system("a test sets a quota").await.expect("system");
     tx.set_quota(cx.tenant_id(), &Quota::new(Metric::STORAGE, limit)).await.expect("set");
     tx.commit().await.expect("commit");

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use tenancy_core::backup::{Keep, Schedule};
-use tenancy_core::{Result, TenantHint, TenantSlug};
+use tenancy_core::{Error, Result, TenantHint, TenantSlug};
 use tenancy_sqlx::TenantDb;
 use tenancy_sqlx::backup::{NewClone, NewRestore};
 use tenancy_sqlx::operations::Operation;
@@ -40,8 +40,12 @@ pub(super) enum Verb {
     Restore {
         /// Slug or id
         tenant: TenantHint,
-        /// Which backup
-        backup: Uuid,
+        /// Which backup [default with --as-of: the newest one before]
+        #[arg(required_unless_present = "as_of")]
+        backup: Option<Uuid>,
+        /// As it was in this moment, by the tenant's journal: 2026-11-26T14:32:10Z
+        #[arg(long)]
+        as_of: Option<DateTime<Utc>>,
         /// Only tell what would change
         #[arg(long)]
         dry_run: bool,
@@ -124,6 +128,17 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Keep a journal of a tenant's row changes, so that it can be restored as of any moment; it begins with the next backup
+    Journal {
+        /// Slug or id
+        tenant: TenantHint,
+        /// For so many days
+        #[arg(long, required_unless_present = "off")]
+        days: Option<u16>,
+        /// Keep none any more
+        #[arg(long, conflicts_with = "days")]
+        off: bool,
+    },
     /// Prove that a backup can be restored: into a tenant that nobody ever sees
     Drill {
         /// Slug or id
@@ -172,9 +187,14 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Restore { tenant, backup, dry_run, tables, may_lose, without_backup, json } => {
+        Verb::Restore { tenant, backup, as_of, dry_run, tables, may_lose, without_backup, json } => {
             let found = tenant::find(&db.catalog(), &tenant).await?;
-            let mut asked = NewRestore::new(backup);
+            let mut asked = match (backup, as_of) {
+                (Some(backup), None) => NewRestore::new(backup),
+                (Some(backup), Some(at)) => NewRestore::new(backup).with_as_of(at),
+                (None, Some(at)) => NewRestore::as_of(at),
+                (None, None) => return Err(Error::invalid("backup", "must say which one, or --as-of a moment")),
+            };
             asked.tables = (!tables.is_empty()).then_some(tables);
             (asked.dry_run, asked.may_lose, asked.without_backup) = (dry_run, may_lose, without_backup);
             let mut tx = db.dangerous().begin_system("restore a tenant").await?;
@@ -272,6 +292,20 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Journal { tenant, days, .. } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let mut tx = db.dangerous().begin_system("keep a tenant's journal, or end it").await?;
+            match days {
+                Some(days) => tx.keep_journal(found.id, days).await?,
+                None => tx.end_journal(found.id).await?,
+            }
+            tx.commit().await?;
+            say(match days {
+                Some(days) => format!("a journal is kept for {days} days: it begins with the next backup"),
+                None => "no journal is kept".to_owned(),
+            });
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Drill { tenant, backup, json } => {
             let found = tenant::find(&db.catalog(), &tenant).await?;
             let mut tx = db.dangerous().begin_system("drill a tenant's restoration").await?;
@@ -305,6 +339,10 @@ fn table(result: &Value) -> String {
     for (name, counts) in tables.chain(result["objects"].is_object().then_some(("objects", &result["objects"]))) {
         let count = |how: &str| counts[how].as_i64().unwrap_or_default();
         text.push_str(&format!("\n{name:<40}  {:>9}  {:>9}  {:>9}", count("removed"), count("changed"), count("added")));
+    }
+    if let Some(missing) = result["objects_missing"].as_array().filter(|missing| !missing.is_empty()) {
+        let some: Vec<&str> = missing.iter().take(3).filter_map(Value::as_str).collect();
+        text.push_str(&format!("\n{} objects that rows name are gone: {}", missing.len(), some.join(", ")));
     }
     if let Some(before) = result["before"].as_str() {
         text.push_str(&format!("\nas it was before: backup {before}"));

@@ -35,6 +35,7 @@ mod federation;
 mod flags;
 mod impersonations;
 mod invites;
+mod journal;
 mod lifecycle;
 mod link_page;
 mod links;
@@ -141,6 +142,8 @@ fn operator_routes() -> Vec<Route> {
         route(Method::POST, "/api/v1/tenants/{tenant}/restore", backups::restore),
         route(Method::POST, "/api/v1/tenants/{tenant}/clone", backups::clone),
         route(Method::POST, "/api/v1/tenants/{tenant}/drill", backups::drill),
+        route(Method::PUT, "/api/v1/tenants/{tenant}/journal", journal::keep),
+        route(Method::DELETE, "/api/v1/tenants/{tenant}/journal", journal::end),
         route(Method::GET, "/api/v1/tenants/{tenant}/backups", backups::list).open_to(Viewer),
         route(Method::GET, "/api/v1/tenants/{tenant}/backups/{backup}", backups::show).open_to(Viewer),
         route(Method::PATCH, "/api/v1/tenants/{tenant}/backups/{backup}", backups::hold),
