@@ -297,7 +297,10 @@ impl Operations {
             match tokio::time::timeout(self.lease / 3, progress.renew(self.lease)).await {
                 Ok(Ok(true)) if may_cancel => return Ended::Cancelled,
                 Ok(Ok(_)) => renewed = asked,
-                Ok(Err(error)) if error.kind() == ErrorKind::Conflict => return Ended::Lost(error),
+                Ok(Err(error)) if error.kind() == ErrorKind::Conflict => match progress.has_ended().await {
+                    Ok(true) => return std::future::pending().await, // by its own last step: there is nothing to renew
+                    _ => return Ended::Lost(error),
+                },
                 _ if renewed.elapsed() > self.lease => return Ended::Lost(lost()),
                 _ => {}
             }
@@ -463,8 +466,9 @@ impl Progress {
     /// # Cancel safety
     /// A dropped future ends the transaction: it can't be committed.
     pub async fn done(&self, tx: &mut SystemTx, result: &Value) -> Result<()> {
-        let query = "update tenancy.operations set state = 'done', result = $2, error = null, claimed_until = null, updated_at = clock_timestamp() where id = $1";
-        sqlx::query(query).bind(self.id).bind(Json(result)).execute(tx).await.map(drop).map_err(from_sqlx)
+        let query = "update tenancy.operations set state = 'done', result = $2, bytes = $3, error = null, claimed_until = null, updated_at = clock_timestamp() where id = $1";
+        let bytes = i64::try_from(self.bytes.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        sqlx::query(query).bind(self.id).bind(Json(result)).bind(bytes).execute(tx).await.map(drop).map_err(from_sqlx)
     }
 
     /// Says why it failed, as part of a transaction from [`begin`](Progress::begin): it is tried again, or over.
@@ -483,6 +487,12 @@ impl Progress {
         let cancel = sqlx::query_scalar(query).bind(self.id).bind(lease.as_secs_f64()).fetch_one(&mut tx).await.map_err(from_sqlx)?;
         tx.commit().await?;
         Ok(cancel)
+    }
+
+    /// Whether this attempt has ended the operation.
+    async fn has_ended(&self) -> Result<bool> {
+        let ended = "select exists (select from tenancy.operations where id = $1 and attempts = $2 and state <> 'running')";
+        sqlx::query_scalar(ended).bind(self.id).bind(self.attempt).fetch_one(&mut self.read().await?).await.map_err(from_sqlx)
     }
 
     /// Ends the operation as cancelled, or goes on with it to its end if it is too late for that.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use object_store::{GetResult, ObjectStoreExt as _};
 use serde::Serialize;
 use tenancy_core::objects::into_error;
@@ -44,7 +44,7 @@ impl Backups {
     pub async fn link(&self, tx: &mut SystemTx, tenant: TenantId, backup: Uuid) -> Result<BackupLink> {
         tx.backup(tenant, backup).await?;
         let now = self.db.inner().clock.now();
-        let (token, expires_at) = (Token::new(PREFIX)?, now + Self::LINK_TTL);
+        let (token, expires_at) = (Token::new(PREFIX)?, (now + Self::LINK_TTL).trunc_subsecs(6));
         let by = tx.actor().clone();
         let outdated = sqlx::query("delete from tenancy.backup_links where expires_at < $1").bind(now);
         outdated.execute(&mut *tx).await.map_err(from_sqlx)?;
