@@ -354,3 +354,42 @@ async fn tenants_of_any_schema_come_back_to_the_last_bit() {
         comes_back(seed).await;
     }
 }
+
+async fn comes_back_as_of_any_moment(seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let rng = &mut rng;
+    let world = World::new().await;
+    let (tables, sql) = schema(rng);
+    as_owner(&world.kit, &format!("{sql}; call tenancy.journal_tables()")).await;
+    let mut eye = world.kit.superuser().await;
+    let acme = &world.kit.acme;
+    fill(&world, acme, rng, &tables).await;
+    let mut tx = world.kit.db.dangerous().begin_system("a test keeps a journal").await.expect("system");
+    tx.keep_journal(acme.tenant_id(), 7).await.expect("kept");
+    tx.commit().await.expect("commit");
+    let mut moments = Vec::new();
+    let mut backups = vec![world.back_up(acme).await];
+    for n in 0..4 {
+        damage(&world, acme, rng, &tables).await;
+        let was = seen(&mut eye, acme, &tables).await;
+        let at: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut eye).await.expect("a time");
+        moments.push((at, was));
+        if n == 2 {
+            backups.push(world.back_up(acme).await);
+        }
+    }
+    for (n, (at, was)) in moments.iter().enumerate() {
+        let asked = NewRestore::new(backups[(n + 1) % 2]).with_as_of(*at);
+        world.restore(acme, &asked.without_backup()).await;
+        assert_eq!(seen(&mut eye, acme, &tables).await, *was, "seed {seed}, moment {n}: {sql}");
+    }
+}
+
+#[tokio::test]
+async fn tenants_of_any_schema_come_back_as_of_any_moment() {
+    let seeds = if std::env::var_os("TENANCY_NIGHTLY").is_some() { 200 } else { 6 };
+    for seed in 0..seeds {
+        eprintln!("seed {seed}"); // shown if it fails
+        comes_back_as_of_any_moment(1_000 + seed).await;
+    }
+}
