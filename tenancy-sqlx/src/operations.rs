@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,7 +36,7 @@ pub struct Operation {
     pub tenant_id: Uuid,
     /// What is done: `erase`.
     pub kind: String,
-    /// `queued`, `running`, `done` or `failed`.
+    /// `queued`, `running`, `done`, `failed` or `cancelled`.
     pub state: String,
     /// What it is at, in a few words.
     pub step: String,
@@ -45,6 +46,8 @@ pub struct Operation {
     pub total: Option<i64>,
     /// What is counted: `rows`, `objects`.
     pub unit: String,
+    /// How much this attempt has read or written, in bytes.
+    pub bytes: i64,
     /// What it was asked to do.
     pub input: Value,
     /// What came of it.
@@ -57,14 +60,15 @@ pub struct Operation {
     pub request_id: Option<Uuid>,
     /// How often a node took it up.
     pub attempts: i64,
+    /// Since when it is to be called off.
+    pub cancel_asked_at: Option<DateTime<Utc>>,
     /// When it was asked for.
     pub created_at: DateTime<Utc>,
     /// When its row last changed.
     pub updated_at: DateTime<Utc>,
 }
 
-const COLUMNS: &str =
-    "id, tenant_id, kind, state, step, done, total, unit, input, result, error, created_by, request_id, attempts, created_at, updated_at";
+const COLUMNS: &str = "id, tenant_id, kind, state, step, done, total, unit, bytes, input, result, error, created_by, request_id, attempts, cancel_asked_at, created_at, updated_at";
 
 /// Does the work of one kind of operation.
 #[async_trait]
@@ -73,7 +77,22 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later; any other one ends it.
     async fn run(&self, operation: &Operation, progress: &Progress) -> Result<Value>;
+
+    /// Undoes what the operation did, as part of the transaction that ends it as cancelled. Its work has stopped by then, in the middle of
+    /// whatever it did. `false` if it is too late: it is gone on with then, to its end.
+    ///
+    /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later; any other one ends the
+    /// operation as failed.
+    async fn cancel(&self, operation: &Operation, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
+        let _ = (operation, progress, tx);
+        Ok(true)
+    }
 }
+
+/// What has to come to its end: a tenant that is half made or half erased is of use to nobody.
+const NEVER_CANCELLED: [&str; 2] = ["erase", "provision"];
+/// How often a node looks whether its operation is to be called off, at the least.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl SystemTx {
     /// Queues an operation of `kind` on a tenant, with its audit event. A tenant has one at a time.
@@ -119,6 +138,36 @@ impl SystemTx {
         sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(id).fetch_one(self).await.map_err(from_sqlx)
     }
 
+    /// Calls an operation off. One that no node has begun is cancelled at once; the node that has it stops it within some seconds, undoes what
+    /// it did, and ends it as `cancelled`; or as `done`, if that was too late.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); [`Conflict`](ErrorKind::Conflict) for one that is over, and for a provisioning or an erasure.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn cancel_operation(&mut self, id: Uuid) -> Result<Operation> {
+        let query = format!("select {COLUMNS} from tenancy.operations where id = $1 for update");
+        let found: Operation = sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(id).fetch_one(&mut *self).await.map_err(from_sqlx)?;
+        if !matches!(found.state.as_str(), "queued" | "running") {
+            return Err(Error::new(ErrorKind::Conflict, format!("the operation is over: it is {}", found.state)));
+        }
+        if NEVER_CANCELLED.contains(&found.kind.as_str()) {
+            return Err(Error::new(ErrorKind::Conflict, format!("an operation of kind {} can't be cancelled: it has to end", found.kind)));
+        }
+        let query = format!(
+            "update tenancy.operations set cancel_asked_at = coalesce(cancel_asked_at, clock_timestamp()), updated_at = clock_timestamp(),
+                    state = case when attempts = 0 then 'cancelled' else state end,
+                    claimed_until = case when claimed_until < clock_timestamp() then null else claimed_until end
+              where id = $1 returning {COLUMNS}"
+        );
+        let cancelled = sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(id).fetch_one(&mut *self).await.map_err(from_sqlx)?;
+        let event =
+            AuditEvent::new(self.actor().clone(), "operation.cancel", id.to_string()).with_tenant(TenantId::from_uuid(found.tenant_id)?);
+        self.audit(&event.with_detail(serde_json::json!({ "kind": found.kind, "step": found.step }))).await?;
+        Ok(cancelled)
+    }
+
     /// The latest operations on a tenant, the newest first: at most a hundred.
     ///
     /// # Errors
@@ -129,6 +178,14 @@ impl SystemTx {
     pub async fn operations(&mut self, tenant: TenantId) -> Result<Vec<Operation>> {
         let query = format!("select {COLUMNS} from tenancy.operations where tenant_id = $1 order by created_at desc, id limit 100");
         sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(tenant.as_uuid()).fetch_all(self).await.map_err(from_sqlx)
+    }
+
+    /// The latest ones of one kind, the newest first: at most a hundred.
+    #[cfg(feature = "backup")]
+    pub(crate) async fn operations_of(&mut self, tenant: TenantId, kind: &str) -> Result<Vec<Operation>> {
+        let query =
+            format!("select {COLUMNS} from tenancy.operations where tenant_id = $1 and kind = $2 order by updated_at desc limit 100");
+        sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(tenant.as_uuid()).bind(kind).fetch_all(self).await.map_err(from_sqlx)
     }
 }
 
@@ -211,29 +268,69 @@ impl Operations {
         tx.commit().await?;
         let Some(operation) = claimed else { return Ok(None) };
         let Some(handler) = self.handlers.get(operation.kind.as_str()) else { return Ok(None) };
-        let progress = Progress { db: self.db.clone(), id: operation.id, attempt: operation.attempts };
-        let outcome = tokio::select! {
-            outcome = handler.run(&operation, &progress) => outcome,
-            lost = self.keep(&progress) => return Err(lost),
-        };
-        progress.end(outcome).await?;
+        let progress = Progress { db: self.db.clone(), id: operation.id, attempt: operation.attempts, bytes: Arc::default() };
+        let began = tokio::time::Instant::now();
+        let mut cancelling = operation.cancel_asked_at.is_some();
+        if !cancelling {
+            cancelling = tokio::select! {
+                outcome = handler.run(&operation, &progress) => { progress.end(outcome).await?; false }
+                ended = self.keep(&progress, true) => match ended { Ended::Cancelled => true, Ended::Lost(error) => return Err(error) },
+            };
+        }
+        if cancelling {
+            // Its work is stopped now: a commit of it that is still under way holds the row, and decides.
+            tokio::select! {
+                outcome = progress.call_off(&operation, &**handler) => outcome?,
+                ended = self.keep(&progress, false) => match ended { Ended::Cancelled => {}, Ended::Lost(error) => return Err(error) },
+            }
+        }
+        self.measured(&progress, &operation.kind, began.elapsed()).await;
         Ok(Some(operation.id))
     }
 
-    /// Renews the claim until it is lost.
-    async fn keep(&self, progress: &Progress) -> Error {
+    /// Renews the claim until it is lost, or the operation is to be called off.
+    async fn keep(&self, progress: &Progress, may_cancel: bool) -> Ended {
         let mut renewed = tokio::time::Instant::now();
         loop {
-            tokio::time::sleep(self.lease / 3).await;
+            tokio::time::sleep((self.lease / 3).min(LOOK)).await;
             let asked = tokio::time::Instant::now();
             match tokio::time::timeout(self.lease / 3, progress.renew(self.lease)).await {
-                Ok(Ok(())) => renewed = asked,
-                Ok(Err(error)) if error.kind() == ErrorKind::Conflict => return error,
-                _ if renewed.elapsed() > self.lease => return lost(),
+                Ok(Ok(true)) if may_cancel => return Ended::Cancelled,
+                Ok(Ok(_)) => renewed = asked,
+                Ok(Err(error)) if error.kind() == ErrorKind::Conflict => return Ended::Lost(error),
+                _ if renewed.elapsed() > self.lease => return Ended::Lost(lost()),
                 _ => {}
             }
         }
     }
+
+    /// Counts what has ended, how, and after how long.
+    #[cfg(feature = "metrics")]
+    async fn measured(&self, progress: &Progress, kind: &str, took: Duration) {
+        let state = async { progress.read().await?.operation(progress.id).await };
+        let state = match state.await {
+            Ok(operation) => operation.state,
+            Err(error) => return tracing::debug!(?error, "an operation was not counted"),
+        };
+        if state == "running" {
+            return; // tried again
+        }
+        metrics::counter!("operations.ended", "kind" => kind.to_owned(), "state" => state).increment(1);
+        metrics::histogram!("operations.seconds", "kind" => kind.to_owned()).record(took);
+        metrics::counter!("operations.bytes", "kind" => kind.to_owned()).increment(progress.bytes.load(Ordering::Relaxed));
+    }
+
+    #[cfg(not(feature = "metrics"))]
+    #[expect(clippy::unused_async, reason = "as with metrics")]
+    async fn measured(&self, progress: &Progress, kind: &str, took: Duration) {
+        let _ = (progress, kind, took);
+    }
+}
+
+/// Why a node stops to renew its claim.
+enum Ended {
+    Lost(Error),
+    Cancelled,
 }
 
 /// How a handler tells what it does, and how it writes.
@@ -242,6 +339,7 @@ pub struct Progress {
     db: TenantDb,
     id: Uuid,
     attempt: i64,
+    bytes: Arc<AtomicU64>,
 }
 
 /// Whether the next try may succeed.
@@ -288,6 +386,16 @@ impl Progress {
         begin_admin(self.db.inner(), Actor::System).await
     }
 
+    /// What counts the bytes of this attempt: [`at`](Progress::at) says how many there were.
+    pub fn bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.bytes)
+    }
+
+    /// Counts bytes that were read or written.
+    pub fn moved(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Says what is being done.
     ///
     /// # Errors
@@ -303,10 +411,10 @@ impl Progress {
 
     /// [`at`](Progress::at), as part of a transaction.
     pub(crate) async fn tell(&self, tx: &mut SystemTx, step: &str, done: u64, total: Option<u64>, unit: &str) -> Result<()> {
-        let query =
-            "update tenancy.operations set step = $2, done = $3, total = $4, unit = $5, updated_at = clock_timestamp() where id = $1";
+        let query = "update tenancy.operations set step = $2, done = $3, total = $4, unit = $5, bytes = $6, updated_at = clock_timestamp() where id = $1";
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let query = sqlx::query(query).bind(self.id).bind(step).bind(number(done)).bind(total.map(number)).bind(unit);
+        let query = query.bind(number(self.bytes.load(Ordering::Relaxed)));
         query.execute(tx).await.map(drop).map_err(from_sqlx)
     }
 
@@ -368,11 +476,34 @@ impl Progress {
         sqlx::query(query).bind(self.id).bind(error.to_string()).bind(again).execute(tx).await.map(drop).map_err(from_sqlx)
     }
 
-    async fn renew(&self, lease: Duration) -> Result<()> {
+    /// Gives whether the operation is to be called off.
+    async fn renew(&self, lease: Duration) -> Result<bool> {
         let mut tx = self.begin().await?;
-        let query = "update tenancy.operations set claimed_until = clock_timestamp() + $2 * interval '1 second' where id = $1";
-        sqlx::query(query).bind(self.id).bind(lease.as_secs_f64()).execute(&mut tx).await.map_err(from_sqlx)?;
-        tx.commit().await
+        let query = "update tenancy.operations set claimed_until = clock_timestamp() + $2 * interval '1 second' where id = $1 returning cancel_asked_at is not null";
+        let cancel = sqlx::query_scalar(query).bind(self.id).bind(lease.as_secs_f64()).fetch_one(&mut tx).await.map_err(from_sqlx)?;
+        tx.commit().await?;
+        Ok(cancel)
+    }
+
+    /// Ends the operation as cancelled, or goes on with it to its end if it is too late for that.
+    async fn call_off(&self, operation: &Operation, handler: &dyn Handler) -> Result<()> {
+        let undone = async {
+            let mut tx = self.begin().await?;
+            let query =
+                "update tenancy.operations set state = 'cancelled', claimed_until = null, updated_at = clock_timestamp() where id = $1";
+            sqlx::query(query).bind(self.id).execute(&mut tx).await.map_err(from_sqlx)?;
+            if handler.cancel(operation, self, &mut tx).await? {
+                tx.commit().await.map(|()| true)
+            } else {
+                tx.rollback().await.map(|()| false)
+            }
+        };
+        match undone.await {
+            Ok(true) => Ok(()),
+            Ok(false) => self.end(handler.run(operation, self).await).await,
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()), // it had ended, or is another node's
+            Err(error) => self.end(Err(error)).await,
+        }
     }
 
     async fn end(&self, outcome: Result<Value>) -> Result<()> {

@@ -94,7 +94,7 @@ impl Operator {
         let at = asked.expect(202).header("location").to_owned();
         for _ in 0..600 {
             let operation = self.get(&at).await.expect(200).json();
-            if operation["state"] == "done" || operation["state"] == "failed" {
+            if !["queued", "running"].contains(&operation["state"].as_str().unwrap_or_default()) {
                 return operation;
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -107,6 +107,13 @@ impl Operator {
         let done = self.work(tenant, "backup", None).await;
         assert_eq!(done["state"], "done", "{done}");
         done["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Makes a link to the archive of a backup, and gives where it leads on this server.
+    pub async fn link_to_backup(&self, tenant: &str, backup: &str) -> String {
+        let made = self.ask("POST", &format!("/api/v1/tenants/{tenant}/backups/{backup}/download")).await.expect(201).text("url");
+        let at = made.find("/downloads/").expect("a link");
+        made[at..].to_owned()
     }
 
     /// Lets tenants share on this platform.

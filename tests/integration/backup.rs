@@ -70,7 +70,7 @@ impl World {
                 assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
             }
             let now = self.operation(id).await;
-            if matches!(now.state.as_str(), "done" | "failed") {
+            if matches!(now.state.as_str(), "done" | "failed" | "cancelled") {
                 return now;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

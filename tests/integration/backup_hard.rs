@@ -1,12 +1,14 @@
 //! What is hard for backups: any schema, what changed since, who else is at work, who may not see or write, and who is killed.
 
 mod broken;
+mod called_off;
 mod canary;
 mod drift;
 mod kept;
 mod new_ids;
 mod random;
 mod refusals;
+mod scheduled;
 mod stopped;
 mod writers;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use chrono::{DateTime, SubsecRound as _, Utc};
 use object_store::ObjectStore;
+use tenancy_core::backup::Schedule;
 use tenancy_core::federation::Origin;
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Clock as _, Error, ErrorKind, LinkBase, Result, SystemClock, TenantSlug, TxtResolver};
@@ -55,6 +56,8 @@ const WORKER_LIMIT: Duration = Duration::from_secs(5);
 const LINK_REQUESTS: usize = 16;
 /// How often a node that has none looks for long work.
 const WORK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often it is looked whether a backup or a drill is due.
+const DUE_INTERVAL: Duration = Duration::from_secs(2);
 /// How often backups that were deleted are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -72,7 +75,23 @@ pub(crate) fn operations(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &C
 /// The backups of tenants, in the operators' part of `store`.
 pub(crate) fn backups(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Config) -> Result<Backups> {
     let backups = Backups::new(db, Arc::clone(store), "backups".into(), credentials::backup_keys(config)?);
-    Ok(backups.with_objects(attachment_store::open(Arc::clone(store))?).with_pace(NonZeroU64::new(config.backup_pace)))
+    let mut schedule = Schedule::NONE;
+    if config.backup_every > 0 {
+        schedule.every_hours = Some(config.backup_every);
+        schedule.drill_days = Some(config.drill_every).filter(|days| *days > 0);
+    }
+    let backups = backups.with_objects(attachment_store::open(Arc::clone(store))?).with_schedule(schedule);
+    Ok(backups.with_pace(NonZeroU64::new(config.backup_pace)))
+}
+
+/// Has backups and drills done when they are due.
+async fn keep_schedules(backups: Backups) {
+    loop {
+        if let Err(error) = backups.queue_due().await {
+            tracing::error!(?error, "whether a backup is due is not known");
+        }
+        tokio::time::sleep(DUE_INTERVAL).await;
+    }
 }
 
 /// Has removed what was deleted of backups.
@@ -98,6 +117,7 @@ pub(crate) struct App {
     pub(crate) flags: Flags,
     pub(crate) objects: TenantObjects,
     pub(crate) exports: Exports,
+    pub(crate) backups: Backups,
     pub(crate) operator_token: OperatorToken,
     pub(crate) max_body: usize,
     pub(crate) max_attachment: u64,
@@ -263,6 +283,7 @@ impl Running {
         let (worker, mailbox) =
             if database.has_admin() { mailer::start(&db, config).await.map(|(w, m)| (Some(w), m))? } else { (None, None) };
         let public_url = text(&config.public_url).map_or_else(|| format!("http://{address}"), |url| url.trim_end_matches('/').to_owned());
+        let backups = backups(&db, &store, config)?;
         let app = Arc::new(App {
             federation: federation(&db, config, &public_url)?,
             catalog: db.catalog(),
@@ -272,6 +293,7 @@ impl Running {
             db,
             objects,
             exports,
+            backups,
             operator_token,
             max_body: config.max_body,
             max_attachment: config.max_attachment,
@@ -295,7 +317,8 @@ impl Running {
                 work.spawn(WarmPool::new(&app.db, plans().clone(), config.warm_tenants).run(WORK_INTERVAL));
             }
             work.spawn(operations(&app.db, &store, config)?.run(WORK_INTERVAL));
-            work.spawn(sweep(backups(&app.db, &store, config)?));
+            work.spawn(sweep(app.backups.clone()));
+            work.spawn(keep_schedules(app.backups.clone()));
             work.spawn(domains::recheck(app.db.clone(), Arc::clone(&app.dns)));
         }
         let router = routes::router(&app, resolver, host, database.has_admin());

@@ -83,6 +83,12 @@ pub struct Config {
     /// How fast a backup reads, in bytes a second; 0 is as fast as it can
     #[arg(long, env = "TENANCY_BACKUP_PACE", value_name = "BYTES", default_value_t = 10 * 1024 * 1024, global = true)]
     pub backup_pace: u64,
+    /// How often tenants without a schedule of their own are backed up by themselves, in hours; 0 is never
+    #[arg(long, env = "TENANCY_BACKUP_EVERY", value_name = "HOURS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=8760), global = true)]
+    pub backup_every: u16,
+    /// How often it is proved that those can be restored, in days; 0 is never
+    #[arg(long, env = "TENANCY_DRILL_EVERY", value_name = "DAYS", default_value_t = 91, value_parser = clap::value_parser!(u16).range(..=3650), global = true)]
+    pub drill_every: u16,
     /// Where browsers reach this server: links in mails begin with it. `{tenant}` in it stands for the tenant's slug. Absent: the address that it
     /// listens on
     #[arg(long, env = "TENANCY_PUBLIC_URL", value_name = "URL", global = true)]

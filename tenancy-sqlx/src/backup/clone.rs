@@ -8,6 +8,7 @@ use super::session::Restoring;
 use super::{Backups, NewClone, NewRestore};
 use crate::error::from_sqlx;
 use crate::operations::{Operation, Progress, is_tried_again};
+use crate::tx::SystemTx;
 
 impl Backups {
     pub(super) async fn clone_tenant(&self, operation: &Operation, progress: &Progress) -> Result<Value> {
@@ -23,6 +24,15 @@ impl Backups {
             tenancy_core::erase::Erasable::erase(objects, new).await?;
         }
         made
+    }
+
+    /// There is no such tenant, and will not be one: nor are there objects of it.
+    pub(super) async fn cancel_clone(&self, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
+        let named = progress.finished_in(tx, "named").await?.and_then(|id| serde_json::from_value(id).ok());
+        if let (Some(objects), Some(new)) = (&self.objects, named) {
+            tenancy_core::erase::Erasable::erase(objects, TenantId::from_uuid(new)?).await?;
+        }
+        Ok(true)
     }
 
     /// The new tenant's id, the same in each attempt.

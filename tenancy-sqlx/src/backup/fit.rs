@@ -214,12 +214,12 @@ impl Fit {
         )
     }
 
-    /// Adds the rows that are not there (any more).
-    pub(super) fn add(&self, n: usize) -> String {
+    /// Adds the rows that are not there (any more), or all of them where nothing is there.
+    pub(super) fn add(&self, n: usize, all: bool) -> String {
         let columns: Vec<String> = self.columns().map(Column::quoted).collect();
         let values: Vec<String> = self.columns().map(|column| format!("s.{}", column.quoted())).collect();
         let tenant = quoted(&self.table.tenant_column);
-        let missing = if self.is_keyed() {
+        let missing = if self.is_keyed() && !all {
             format!(" where not exists (select from {} t where {} and {})", self.table.from(), self.own(), self.same_key())
         } else {
             String::new()

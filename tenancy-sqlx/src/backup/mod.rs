@@ -35,12 +35,14 @@ use async_trait::async_trait;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde_json::Value;
+use tenancy_core::backup::Schedule;
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Error, ErrorKind, Result, TenantId};
 use uuid::Uuid;
 
 use crate::db::TenantDb;
 use crate::operations::{Handler, Operation, Operations, Progress};
+use crate::tx::SystemTx;
 
 pub mod archive;
 mod clone;
@@ -48,20 +50,24 @@ mod details;
 mod drill;
 mod fit;
 mod keys;
+mod link;
 mod objects;
 mod pace;
 mod record;
 mod renew;
 mod request;
 mod restore;
+mod schedule;
 mod session;
 mod sweep;
 mod tables;
 mod take;
 
 pub use keys::BackupKeys;
+pub use link::BackupLink;
 pub use record::Backup;
 pub use request::{NewClone, NewRestore};
+pub use schedule::Standing;
 
 use archive::{ArchiveKey, ArchiveReader, Blobs, Expect};
 
@@ -75,6 +81,7 @@ pub struct Backups {
     objects: Option<TenantObjects>,
     pace: Option<NonZeroU64>,
     encrypted: bool,
+    schedule: Schedule,
     halt_after: Option<&'static str>,
 }
 
@@ -94,7 +101,17 @@ impl Backups {
 
     /// Archives in `store`, below `root`, which must not be below the root of the tenants' objects.
     pub fn new(db: &TenantDb, store: Arc<dyn ObjectStore>, root: Path, keys: BackupKeys) -> Self {
-        Self { db: db.clone(), store, root, keys, objects: None, pace: Some(Self::PACE), encrypted: true, halt_after: None }
+        Self {
+            db: db.clone(),
+            store,
+            root,
+            keys,
+            objects: None,
+            pace: Some(Self::PACE),
+            encrypted: true,
+            schedule: Schedule::NONE,
+            halt_after: None,
+        }
     }
 
     /// The tenants' objects come along.
@@ -116,6 +133,13 @@ impl Backups {
     #[must_use]
     pub fn without_encryption(mut self) -> Self {
         self.encrypted = false;
+        self
+    }
+
+    /// When tenants that have [none of their own](crate::SystemTx::set_backup_schedule) are backed up and drilled. Unless said, they are not.
+    #[must_use]
+    pub const fn with_schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
         self
     }
 
@@ -181,6 +205,14 @@ impl Handler for Backups {
             Self::DRILL => self.drill(operation, progress).await,
             Self::SWEEP => self.sweep(TenantId::from_uuid(operation.tenant_id)?).await,
             other => Err(Error::new(ErrorKind::Internal, format!("{other} is not for backups to do"))),
+        }
+    }
+
+    async fn cancel(&self, operation: &Operation, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
+        match operation.kind.as_str() {
+            Self::RESTORE => self.cancel_restore(TenantId::from_uuid(operation.tenant_id)?, progress, tx).await,
+            Self::CLONE => self.cancel_clone(progress, tx).await,
+            _ => Ok(true), // the next backup's sweep removes what an attempt left
         }
     }
 }

@@ -1,5 +1,7 @@
 //! How fast a backup reads, so that it hurts nobody.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,9 +10,11 @@ use futures_util::{StreamExt as _, stream};
 use tenancy_core::Result;
 
 /// Bytes per second on the average, or no bound.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Pace {
     rate: Option<f64>,
+    /// Counts what was read.
+    bytes: Arc<AtomicU64>,
     /// When all that was read so far should have been read.
     due: Option<Instant>,
 }
@@ -19,13 +23,14 @@ pub(super) struct Pace {
 const BURST: Duration = Duration::from_millis(200);
 
 impl Pace {
-    pub(super) fn new(rate: Option<std::num::NonZeroU64>) -> Self {
+    pub(super) fn new(rate: Option<std::num::NonZeroU64>, bytes: Arc<AtomicU64>) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        Self { rate: rate.map(|rate| rate.get() as f64), due: None }
+        Self { rate: rate.map(|rate| rate.get() as f64), bytes, due: None }
     }
 
     /// Waits until so many bytes more may have been read.
     pub(super) async fn read(&mut self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let Some(wait) = self.wait(bytes, Instant::now()) else { return };
         tokio::time::sleep(wait).await;
     }
@@ -59,13 +64,13 @@ mod tests {
 
     #[test]
     fn the_average_holds_and_a_pause_saves_up_little() {
-        let mut pace = Pace::new(std::num::NonZeroU64::new(1_000));
+        let mut pace = Pace::new(std::num::NonZeroU64::new(1_000), Arc::default());
         let start = Instant::now();
         assert_eq!(pace.wait(100, start), Some(Duration::from_millis(100)));
         assert_eq!(pace.wait(100, start), Some(Duration::from_millis(200)), "what is owed adds up");
         let later = start + Duration::from_secs(60);
         assert_eq!(pace.wait(100, later), None, "a pause lets some through at once");
         assert_eq!(pace.wait(1_000, later), Some(Duration::from_millis(900)));
-        assert_eq!(Pace::new(None).wait(usize::MAX, start), None);
+        assert_eq!(Pace::new(None, Arc::default()).wait(usize::MAX, start), None);
     }
 }

@@ -19,7 +19,7 @@ pub struct Backup {
     pub tenant_id: Uuid,
     /// When the snapshot was taken: it has what was committed before.
     pub taken_at: DateTime<Utc>,
-    /// `asked` or `before restore`.
+    /// `asked`, `scheduled` or `before restore`.
     pub reason: String,
     /// The tenant's key that it is sealed with.
     pub key_id: Uuid,
@@ -31,7 +31,7 @@ pub struct Backup {
     pub objects: i64,
     /// How large those are, in bytes. What earlier backups have is not stored again.
     pub object_bytes: i64,
-    /// BLAKE3 of the archive, in hex.
+    /// Tells the archive from any other, as `docs/backup-format.md` says: BLAKE3, in hex.
     pub hash: String,
     /// The version of the kit that took it.
     pub kit: String,
@@ -139,7 +139,7 @@ impl SystemTx {
         self.tell_of_backup(TenantId::from_uuid(backup.tenant_id)?, backup.id, "backup.take", detail).await
     }
 
-    async fn tell_of_backup(&mut self, tenant: TenantId, id: Uuid, action: &str, detail: serde_json::Value) -> Result<()> {
+    pub(super) async fn tell_of_backup(&mut self, tenant: TenantId, id: Uuid, action: &str, detail: serde_json::Value) -> Result<()> {
         let event = AuditEvent::new(self.actor().clone(), action, id.to_string()).with_tenant(tenant).with_detail(detail);
         self.audit(&event).await
     }

@@ -73,10 +73,14 @@ impl Backups {
     }
 
     pub(super) async fn stage(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
-        let mut total = 0;
+        let (mut total, mut all) = (0, 0);
+        for fit in &source.fits.fits {
+            all += source.segment(fit)?.0;
+        }
         for (n, fit) in source.fits.fits.iter().enumerate() {
-            progress.at(&format!("loading {}", fit.was.sql), total, None, "rows").await?;
-            let rows = restoring.stage(n, fit, source.archive.segment(&fit.was.sql)?).await?;
+            progress.at(&format!("loading {}", fit.was.sql), total, Some(all), "rows").await?;
+            let content = source.archive.segment(&fit.was.sql)?.inspect_ok(|bytes| progress.moved(bytes.len()));
+            let rows = restoring.stage(n, fit, Box::pin(content)).await?;
             if rows != source.segment(fit)?.0 {
                 return Err(Error::invalid("archive", format!("has {rows} rows of {}, and says otherwise", fit.was.sql)));
             }
@@ -196,6 +200,14 @@ impl Backups {
         if let Err(error) = self.db.catalog().refresh().await {
             tracing::warn!(?error, "the catalog was not refreshed during a restore");
         }
+    }
+
+    /// Has the tenant served again, as it was. Not once its rows are the backup's: then the rest has to follow.
+    pub(super) async fn cancel_restore(&self, tenant: TenantId, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
+        if progress.finished_in(tx, "applied").await?.is_some() {
+            return Ok(false);
+        }
+        self.lower_fence(tx, tenant, progress).await.map(|()| true)
     }
 
     /// Ends an operation that can't succeed: the tenant is as it was, and served again.
@@ -338,6 +350,7 @@ impl Backups {
             if Self::there(&store, &listed.location()?).await?.is_none() {
                 let key = self.key_of(&mut keys, tenant, listed.key).await?;
                 objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;
+                progress.moved(usize::try_from(listed.size).unwrap_or(usize::MAX));
             }
         }
         Ok(())

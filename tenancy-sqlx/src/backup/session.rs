@@ -72,6 +72,8 @@ pub(super) struct Restoring<'a> {
     pub(super) tx: SystemTx,
     pub(super) inner: &'a Inner,
     pub(super) tenant: TenantId,
+    /// How many rows were loaded of each table.
+    staged: Vec<u64>,
 }
 
 impl fmt::Debug for Restoring<'_> {
@@ -89,7 +91,7 @@ impl<'a> Restoring<'a> {
             "{bound}; SET LOCAL ROLE {restore}; SET LOCAL enable_nestloop = off; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
              SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT pg_advisory_xact_lock_shared({BYSTANDER}, 2)"
         );
-        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant })
+        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant, staged: Vec::new() })
     }
 
     async fn become_role(&mut self, role: &str) -> Result<()> {
@@ -108,6 +110,7 @@ impl<'a> Restoring<'a> {
         self.tx.control(&make).await.map_err(|error| does_not_fit(fit, error))?;
         let count = self.tx.copy_in(&copy, rows).await?;
         self.tx.control(&fit.ready(n)).await.map_err(|error| does_not_fit(fit, error))?;
+        self.staged.push(count);
         Ok(count)
     }
 
@@ -129,29 +132,34 @@ impl<'a> Restoring<'a> {
         sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_all(&mut self.tx).await.map_err(from_sqlx)
     }
 
-    /// Makes the tables what was staged: removes from all, then adds to all.
+    /// Makes the tables what was staged: removes from all, then adds to all. What is the same already is read, and not written.
     pub(super) async fn merge(&mut self, fits: &[Fit]) -> Result<Vec<Changed>> {
         let mut done = Vec::new();
         for (n, fit) in fits.iter().enumerate() {
+            let there = self.count(&fit.table).await?;
             // Where there is no key, only a difference is reason enough to write all rows again.
             let whole = if fit.table.key.is_empty() { Some(self.difference(n, fit).await?) } else { None };
             let mut changed = Changed::default();
-            if whole.as_ref().is_none_or(|difference| !difference.is_none()) {
+            if there > 0 && whole.as_ref().is_none_or(|difference| !difference.is_none()) {
                 let row = sqlx::query(AssertSqlSafe(fit.remove(n))).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await;
                 let row = row.map_err(from_sqlx)?;
                 changed = Changed { changed: row.get(0), removed: row.get(1), added: 0 };
             }
-            done.push((whole, changed));
+            let same = there.saturating_sub((changed.changed + changed.removed).cast_unsigned());
+            done.push((whole, changed, same));
         }
         for (n, fit) in fits.iter().enumerate() {
-            let (whole, changed) = &mut done[n];
-            if whole.as_ref().is_none_or(|difference| !difference.is_none()) {
-                let added = sqlx::query(AssertSqlSafe(fit.add(n))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
+            let (whole, changed, same) = &mut done[n];
+            // Each row that stayed is one of those that were staged.
+            let missing =
+                if whole.is_some() { whole.as_ref().is_some_and(|difference| !difference.is_none()) } else { *same < self.staged[n] };
+            if missing {
+                let added = sqlx::query(AssertSqlSafe(fit.add(n, *same == 0))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
                 let added = added.map_err(|error| conflicting(fit, error))?.rows_affected().cast_signed();
                 changed.added = added - changed.changed;
             }
         }
-        Ok(done.into_iter().map(|(whole, changed)| whole.unwrap_or(changed)).collect())
+        Ok(done.into_iter().map(|(whole, changed, _)| whole.unwrap_or(changed)).collect())
     }
 
     /// Looks after the foreign keys from and to the tables that changed.

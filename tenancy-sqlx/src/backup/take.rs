@@ -66,6 +66,7 @@ impl Backups {
         let backup = self.taken(operation, progress, operation.id, reason).await?;
         let mut tx = progress.begin().await?;
         tx.insert_backup(&backup).await?;
+        self.thin_out(&mut tx, TenantId::from_uuid(backup.tenant_id)?).await?;
         let result = json!(backup);
         progress.tell(&mut tx, "done", backup.rows.cast_unsigned(), Some(backup.rows.cast_unsigned()), "rows").await?;
         progress.done(&mut tx, &result).await?;
@@ -100,7 +101,7 @@ impl Backups {
         id: Uuid,
         reason: &str,
     ) -> Result<Backup> {
-        let mut pace = Pace::new(self.pace);
+        let mut pace = Pace::new(self.pace, progress.bytes());
         let mut teller = Teller::new(progress);
         // What is there before the snapshot is stored before it: so the less can be deleted between the two.
         let mut seen = self.known(tenant, &mut teller).await?;

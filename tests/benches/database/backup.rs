@@ -115,9 +115,9 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
         tenants.push(database.tenant(&db, &format!("tenant-{n}")).await?);
     }
     eye.execute(AssertSqlSafe(format!(
-        "insert into orders select t.id, md5(t.id::text || g)::uuid, now() - g * interval '1 second', (g * 7919 % 100000) / 100.0, 'order ' || g || ' of ' || md5(g::text)
+        "insert into orders select t.id, md5(t.id::text || g)::uuid, now() - g * interval '1 second', (g * 7919 % 100000) / 100.0, 'order ' || g || ' of ' || (select string_agg(md5(g::text || n) || ' item ' || n, ', ') from generate_series(1, 6) n)
            from tenancy.tenants t, generate_series(1, {ROWS}) g order by g, t.id;
-         insert into lines select o.tenant_id, md5(o.id::text)::uuid, o.id, 1, jsonb_build_object('what', left(o.note, 12), 'price', o.amount, 'tags', array['a', md5(o.id::text)]) from orders o"
+         insert into lines select o.tenant_id, md5(o.id::text)::uuid, o.id, 1, jsonb_build_object('what', left(o.note, 200), 'price', o.amount, 'tags', array['a', md5(o.id::text)], 'shipped', false) from orders o"
     )))
     .await?;
     for sql in ["vacuum analyze orders", "vacuum analyze lines"] {
@@ -195,8 +195,12 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
                 "backup as fast as it can" => drop(world.take(&fast).await?),
                 _ => world.restore(backup.0).await?,
             }
-            over.store(true, Ordering::Relaxed);
             Ok::<_, Box<dyn Error>>(())
+        };
+        let work = async {
+            let done = work.await;
+            over.store(true, Ordering::Relaxed); // also where it failed: the neighbour goes home
+            done
         };
         let (done, felt) = tokio::join!(work, world.neighbour(&over));
         done?;

@@ -289,3 +289,68 @@ async fn servers_that_are_killed_in_a_restore_leave_no_mix_and_what_the_next_one
     let resumed = "select count(*) from tenancy.operations where kind = 'restore' and attempts > 1";
     assert!(sqlx::query_scalar::<_, i64>(resumed).fetch_one(&mut vandal).await.expect("count") > 0);
 }
+
+#[tokio::test]
+async fn a_link_opens_the_archive_for_a_while_and_nothing_else() {
+    let (app, acme, globex) = TestApp::with_tenants().await;
+    fill(&acme, 0).await;
+    let operator = app.operator();
+    let backup = operator.back_up(&acme.slug).await;
+    let at = format!("/api/v1/tenants/{}/backups/{backup}", acme.slug);
+    let record = operator.get(&at).await.expect(200).json();
+    let path = operator.link_to_backup(&acme.slug, &backup).await;
+
+    // Whoever has it: no credentials at all.
+    let visitor = app.stranger();
+    let archive = visitor.get(&path).await.expect(200);
+    assert_eq!(archive.body.len() as u64, record["bytes"].as_u64().expect("a size"));
+    assert_eq!(archive.header("etag"), format!("\"{}\"", record["hash"].as_str().expect("a hash")));
+    let kept = app.config.data_dir.join(format!("objects/backups/{}/archives/{backup}/1", record["tenant_id"].as_str().expect("an id")));
+    assert_eq!(archive.body, std::fs::read(kept).expect("the archive"));
+    assert!(archive.header("content-disposition").starts_with("attachment"));
+    let mut eye = app.database.superuser().await.expect("superuser");
+    let told = "select count(*) from tenancy.audit_events where action in ('backup.link', 'backup.download')";
+    assert_eq!(sqlx::query_scalar::<_, i64>(told).fetch_one(&mut eye).await.expect("events"), 2);
+
+    operator.ask("POST", &format!("/api/v1/tenants/{}/backups/{backup}/download", globex.slug)).await.expect(404);
+    visitor.get(&format!("{path}x")).await.expect(404);
+    visitor.get("/downloads/tnb_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").await.expect(404);
+    sqlx::query("update tenancy.backup_links set expires_at = now() - interval '1 second'").execute(&mut eye).await.expect("expired");
+    visitor.get(&path).await.expect(404);
+    sqlx::query("update tenancy.backup_links set expires_at = now() + interval '1 minute'").execute(&mut eye).await.expect("not expired");
+    visitor.get(&path).await.expect(200);
+    operator.delete(&at).await.expect(204);
+    visitor.get(&path).await.expect(404);
+}
+
+#[tokio::test]
+async fn a_tenant_gets_a_schedule_and_is_backed_up_by_itself() {
+    let app = TestApp::with(|config| (config.backup_every, config.drill_every) = (24, 91)).await;
+    let acme = app.tenant("acme").await;
+    let operator = app.operator();
+    let at = "/api/v1/tenants/acme/backup-schedule";
+    let standing = until("no backup and drill by itself", async || {
+        let standing = operator.get(at).await.expect(200).json();
+        (standing["backed_up_at"].is_string() && standing["drilled_at"].is_string()).then_some(standing)
+    })
+    .await;
+    assert_eq!((&standing["every_hours"], &standing["drill_days"], &standing["own"]), (&json!(24), &json!(91), &json!(false)));
+    let listed = operator.get("/api/v1/tenants/acme/backups").await.expect(200).json();
+    assert_eq!((&listed["items"][0]["reason"], &listed["items"][1]), (&json!("scheduled"), &Value::Null));
+    let drills = operator.get("/api/v1/tenants/acme/drills").await.expect(200).json();
+    assert_eq!((&drills["items"][0]["result"]["backup"], &drills["items"][1]), (&listed["items"][0]["id"], &Value::Null));
+
+    let own = operator.put(at, "").json(&json!({ "every_hours": 6, "keep": { "daily": 3 } })).await.expect(200).json();
+    assert_eq!(
+        (&own["own"], &own["every_hours"], &own["keep"]["daily"], &own["keep"]["weekly"]),
+        (&json!(true), &json!(6), &json!(3), &json!(8))
+    );
+    let refused = operator.put(at, "").json(&json!({ "keep": { "last": 0 } })).await.expect(400).json();
+    assert!(refused.to_string().contains("keep.last"), "{refused}");
+    operator.put(at, "").json(&json!({ "every": 6 })).await.expect(400);
+    assert_eq!(operator.delete(at).await.expect(200).json()["own"], false);
+    let done = operator.get("/api/v1/tenants/acme/operations").await.expect(200).json()["items"][0]["id"].clone();
+    let late = operator.ask("POST", &format!("/api/v1/operations/{}/cancel", done.as_str().expect("an id"))).await.expect(409).json();
+    assert!(late["detail"].as_str().is_some_and(|why| why.contains("it is done")), "{late}");
+    acme.get("/api/v1/documents").await.expect(200);
+}

@@ -17,6 +17,7 @@ mod operations;
 mod operators;
 mod oracle;
 mod outbox;
+mod postgres_killed;
 mod projects;
 mod provision;
 mod quotas;

@@ -144,6 +144,12 @@ async fn asked(app: &TestApp, method: &str, path: &str, security: &Value, n: usi
     if target.ends_with("/drill") {
         app.operator().back_up(&owner.tenant).await;
     }
+    let target = if target.starts_with("/downloads/") {
+        let backup = app.operator().back_up(&owner.tenant).await;
+        app.operator().link_to_backup(&owner.tenant, &backup).await
+    } else {
+        target
+    };
     let target = if target.contains("{domain}") { target.replace("{domain}", &owner.domain("shop.example.com").await) } else { target };
     let target =
         if target.contains("{webhook}") { target.replace("{webhook}", &owner.webhook("https://hooks.example.com").await) } else { target };

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use serde_json::{Value, json};
+use tenancy_core::backup::{Keep, Schedule};
 use tenancy_core::{Result, TenantHint, TenantSlug};
 use tenancy_sqlx::TenantDb;
 use tenancy_sqlx::backup::{NewClone, NewRestore};
@@ -11,7 +13,7 @@ use tenancy_sqlx::operations::Operation;
 use uuid::Uuid;
 
 use super::{say, tenant, work};
-use crate::app::operations;
+use crate::app::{backups, operations};
 use crate::attachment_store;
 use crate::config::Config;
 use crate::database::Database;
@@ -71,6 +73,54 @@ pub(super) enum Verb {
         #[arg(long)]
         new_ids: bool,
         /// Print JSON: the operation, whose `result` says what still names an old id
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show when a tenant is backed up by itself and what is kept, or give it a schedule of its own: what is not said has its default
+    Schedule {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Back it up so often, in hours
+        #[arg(long, value_name = "HOURS", conflicts_with_all = ["never", "default"])]
+        every: Option<u16>,
+        /// Never back it up by itself
+        #[arg(long, conflicts_with = "default")]
+        never: bool,
+        /// Back to the schedule of all tenants that have none of their own
+        #[arg(long)]
+        default: bool,
+        /// Keep the newest so many
+        #[arg(long, requires = "every", value_name = "N")]
+        keep_last: Option<u16>,
+        /// Keep the newest of so many days
+        #[arg(long, requires = "every", value_name = "N")]
+        keep_daily: Option<u16>,
+        /// Keep the newest of so many weeks
+        #[arg(long, requires = "every", value_name = "N")]
+        keep_weekly: Option<u16>,
+        /// Keep the newest of so many months
+        #[arg(long, requires = "every", value_name = "N")]
+        keep_monthly: Option<u16>,
+        /// Prove that it can be restored so often, in days; 0 is never
+        #[arg(long, requires = "every", value_name = "DAYS")]
+        drill: Option<u16>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Call off a backup, restore, clone or drill that is not over
+    Cancel {
+        /// Which one: its operation
+        operation: Uuid,
+        /// Print JSON: the operation
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the drills of a tenant, the newest first
+    Drills {
+        /// Slug or id
+        tenant: TenantHint,
+        /// Print JSON: with the reports
         #[arg(long)]
         json: bool,
     },
@@ -147,6 +197,80 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
                 format!("{} is active: {} rows{left}", new(done)["slug"].as_str().unwrap_or_default(), new(done)["rows"])
             })
             .await
+        }
+        Verb::Schedule { tenant, every, never, default, keep_last, keep_daily, keep_weekly, keep_monthly, drill, json } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let mut schedule = Schedule::default();
+            if never {
+                schedule = Schedule::NONE;
+            }
+            schedule.every_hours = every;
+            let keep = &mut schedule.keep;
+            for (place, said) in [
+                (&mut keep.last, keep_last),
+                (&mut keep.daily, keep_daily),
+                (&mut keep.weekly, keep_weekly),
+                (&mut keep.monthly, keep_monthly),
+            ] {
+                *place = said.unwrap_or(*place);
+            }
+            if let Some(days) = drill {
+                schedule.drill_days = Some(days).filter(|days| *days > 0);
+            }
+            let mut tx = db.dangerous().begin_system("schedule backups").await?;
+            if every.is_some() || never || default {
+                tx.set_backup_schedule(found.id, (!default).then_some(&schedule)).await?;
+            }
+            let standing = backups(db, &attachment_store::store(config)?, config)?.standing(&mut tx, found.id).await?;
+            tx.commit().await?;
+            if json {
+                say(json!(standing));
+                return Ok(ExitCode::SUCCESS);
+            }
+            let so_often = |n: Option<u16>, unit: &str| n.map_or_else(|| "never".to_owned(), |n| format!("every {n} {unit}"));
+            let when = |at: Option<DateTime<Utc>>| at.map_or_else(|| "never".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S").to_string());
+            let Keep { last, daily, weekly, monthly, .. } = standing.schedule.keep;
+            say(format_args!(
+                "backed up {}, drilled {}{}\nkept: the newest {last}, of {daily} days, {weekly} weeks and {monthly} months\nnewest backup: {}\nlast drill: {}",
+                so_often(standing.schedule.every_hours, "hours"),
+                so_often(standing.schedule.drill_days, "days"),
+                if standing.own { "" } else { ", as all tenants without a schedule of their own" },
+                when(standing.backed_up_at),
+                when(standing.drilled_at),
+            ));
+            for (what, at) in [("backup", standing.backup_failed_at), ("drill", standing.drill_failed_at)] {
+                if at.is_some() {
+                    say(format_args!("the last {what} failed: {}", when(at)));
+                }
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Cancel { operation, json } => {
+            let mut tx = db.dangerous().begin_system("cancel an operation").await?;
+            let cancelled = tx.cancel_operation(operation).await?;
+            tx.commit().await?;
+            if json {
+                say(json!(cancelled));
+            } else if cancelled.state == "cancelled" {
+                say("it is cancelled");
+            } else {
+                say("the node that has it undoes what it did, within some seconds");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Drills { tenant, json } => {
+            let found = tenant::find(&db.catalog(), &tenant).await?;
+            let drills = db.dangerous().begin_system("list drills").await?.drills(found.id).await?;
+            if json {
+                say(json!({ "items": drills }));
+                return Ok(ExitCode::SUCCESS);
+            }
+            for drill in drills {
+                let backup = drill.input["backup"].as_str().unwrap_or_default();
+                let why = drill.error.map(|why| format!("  {why}")).unwrap_or_default();
+                say(format_args!("{}  {}  backup {backup}  {}{why}", drill.id, drill.updated_at.format("%Y-%m-%d %H:%M:%S"), drill.state));
+            }
+            Ok(ExitCode::SUCCESS)
         }
         Verb::Drill { tenant, backup, json } => {
             let found = tenant::find(&db.catalog(), &tenant).await?;

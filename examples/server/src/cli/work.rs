@@ -1,9 +1,10 @@
 //! Long work that was asked for on the command line: done here, unless a running server has taken it.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use tenancy_core::{Error, ErrorKind, Result};
 use tenancy_sqlx::TenantDb;
 use tenancy_sqlx::operations::{Operation, Operations};
@@ -22,17 +23,14 @@ pub(super) async fn finish(
     done: impl FnOnce(&Operation) -> String,
 ) -> Result<ExitCode> {
     let watch = async {
-        let mut said = String::new();
+        let mut said = Said::new();
         loop {
             let operation = db.dangerous().begin_system("watch an operation").await?.operation(id).await?;
-            if operation.state == "done" || operation.state == "failed" {
+            if !matches!(operation.state.as_str(), "queued" | "running") {
+                said.end();
                 return Ok::<_, Error>(operation);
             }
-            let line = format!("{}: {} {}", operation.step, operation.done, operation.unit);
-            if line != said && !operation.step.is_empty() {
-                let _ = writeln!(std::io::stderr(), "{line}");
-                said = line;
-            }
+            said.say(&operation);
             tokio::time::sleep(LOOK).await;
         }
     };
@@ -40,8 +38,8 @@ pub(super) async fn finish(
         operation = watch => operation?,
         () = worker.run(LOOK) => return Err(Error::new(ErrorKind::Internal, "the worker ended")),
     };
-    if operation.state == "failed" {
-        return Err(Error::new(ErrorKind::Conflict, operation.error.unwrap_or_default()));
+    if operation.state != "done" {
+        return Err(Error::new(ErrorKind::Conflict, operation.error.unwrap_or_else(|| format!("the operation is {}", operation.state))));
     }
     if json {
         say(serde_json::json!(operation));
@@ -49,4 +47,46 @@ pub(super) async fn finish(
         say(done(&operation));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was said of an operation: a bar that moves on a terminal, else a line for each change.
+enum Said {
+    Bar(ProgressBar),
+    Lines(String),
+}
+
+impl Said {
+    fn new() -> Self {
+        if std::io::stderr().is_terminal() { Self::Bar(ProgressBar::new_spinner()) } else { Self::Lines(String::new()) }
+    }
+
+    fn say(&mut self, operation: &Operation) {
+        let (done, bytes) = (operation.done.unsigned_abs(), HumanBytes(operation.bytes.unsigned_abs()));
+        match self {
+            Self::Bar(bar) => {
+                let known = operation.total.is_some_and(|total| total > 0);
+                let template =
+                    if known { "{spinner} {msg} {wide_bar} {pos}/{len} {prefix} {eta}" } else { "{spinner} {msg} {pos} {prefix}" };
+                bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+                bar.set_length(operation.total.unwrap_or_default().unsigned_abs());
+                bar.set_position(done);
+                bar.set_prefix(format!("{}, {bytes}", operation.unit));
+                bar.set_message(if operation.step.is_empty() { operation.state.clone() } else { operation.step.clone() });
+            }
+            Self::Lines(said) => {
+                let of = operation.total.map(|total| format!(" of {total}")).unwrap_or_default();
+                let line = format!("{}: {done}{of} {}, {bytes}", operation.step, operation.unit);
+                if line != *said && !operation.step.is_empty() {
+                    let _ = writeln!(std::io::stderr(), "{line}");
+                    *said = line;
+                }
+            }
+        }
+    }
+
+    fn end(&self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
 }

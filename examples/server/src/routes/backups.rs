@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::Deserialize;
+use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG};
+use axum::response::{IntoResponse as _, Response};
+use serde::{Deserialize, Serialize};
+use tenancy_core::backup::Schedule;
 use tenancy_core::{Error, Result};
 use tenancy_sqlx::SystemTx;
-use tenancy_sqlx::backup::{Backup, NewClone, NewRestore};
+use tenancy_sqlx::backup::{Backup, BackupLink, NewClone, NewRestore, Standing};
+use tenancy_sqlx::operations::Operation;
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
 
@@ -21,6 +26,8 @@ use crate::idempotency::{Answer, Command, Submitted};
 use crate::operator::By;
 use crate::page::Page;
 
+/// Where a link to an archive leads.
+const DOWNLOADS: &str = "/downloads/";
 /// How many backups are listed: retention keeps them few.
 const MOST: i64 = 200;
 
@@ -123,6 +130,98 @@ pub(super) async fn hold(
     let held = tx.hold_backup(found.id, id(&backup)?, hold.as_deref()).await?;
     uncancelled(tx.commit()).await?;
     Ok(axum::Json(held))
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Link {
+    url: String,
+    #[serde(flatten)]
+    link: BackupLink,
+}
+
+/// Makes a link that opens the archive for a short time, for whoever has it.
+pub(super) async fn link(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path((tenant, backup)): Path<(String, String)>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<(StatusCode, axum::Json<Link>), Problem> {
+    let found = find(&app, &tenant).await?;
+    let mut tx = begin_about(&app, &by, &found, "make a link to a backup").await?;
+    let link = app.backups.link(&mut tx, found.id, id(&backup)?).await?;
+    uncancelled(tx.commit()).await?;
+    let url = app.link(&found.slug, DOWNLOADS)?.with(link.token.expose());
+    Ok((StatusCode::CREATED, axum::Json(Link { url, link })))
+}
+
+/// The archive that a link opens.
+pub(super) async fn download(
+    State(app): State<Arc<App>>,
+    Path(token): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<Response, Problem> {
+    let (backup, archive) = app.backups.open_link(&token).await?;
+    let headers = [
+        (CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (CONTENT_LENGTH, archive.meta.size.to_string()),
+        (CONTENT_DISPOSITION, format!("attachment; filename=\"{}.tenancy\"", backup.id)),
+        (ETAG, format!("\"{}\"", backup.hash)),
+        (CACHE_CONTROL, "private, no-store".to_owned()),
+    ];
+    Ok((headers, Body::from_stream(archive.into_stream())).into_response())
+}
+
+/// When the tenant is backed up by itself, and where that stands.
+pub(super) async fn schedule(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<axum::Json<Standing>, Problem> {
+    let found = find(&app, &tenant).await?;
+    let mut tx = begin_about(&app, &by, &found, "show a backup schedule").await?;
+    Ok(axum::Json(app.backups.standing(&mut tx, found.id).await?))
+}
+
+pub(super) async fn put_schedule(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+    Json(schedule): Json<Schedule>,
+) -> Result<axum::Json<Standing>, Problem> {
+    Ok(axum::Json(scheduled(&app, &by, &tenant, Some(&schedule)).await?))
+}
+
+/// Back to that of all tenants that have none.
+pub(super) async fn remove_schedule(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<axum::Json<Standing>, Problem> {
+    Ok(axum::Json(scheduled(&app, &by, &tenant, None).await?))
+}
+
+async fn scheduled(app: &App, by: &By, tenant: &str, schedule: Option<&Schedule>) -> Result<Standing> {
+    let found = find(app, tenant).await?;
+    let mut tx = begin_about(app, by, &found, "schedule backups").await?;
+    tx.set_backup_schedule(found.id, schedule).await?;
+    let standing = app.backups.standing(&mut tx, found.id).await?;
+    uncancelled(tx.commit()).await?;
+    Ok(standing)
+}
+
+/// The latest drills with their reports, the newest first.
+pub(super) async fn drills(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(tenant): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<axum::Json<Page<Operation>>, Problem> {
+    let found = find(&app, &tenant).await?;
+    let items = begin_about(&app, &by, &found, "list drills").await?.drills(found.id).await?;
+    Ok(axum::Json(Page { items, next_cursor: None }))
 }
 
 pub(super) async fn delete(

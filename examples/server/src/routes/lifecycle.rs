@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
@@ -17,7 +18,7 @@ use tenancy_tower::axum::Problem;
 use uuid::Uuid;
 
 use super::tenants::{begin, begin_about, find};
-use crate::app::App;
+use crate::app::{App, uncancelled};
 use crate::edge::RequestId;
 use crate::extract::{NoQuery, Path, Query};
 use crate::idempotency::{Answer, Command, Memory, Once, Perhaps, Submitted};
@@ -139,6 +140,20 @@ pub(super) async fn show(
 ) -> Result<axum::Json<Operation>, Problem> {
     let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
     Ok(axum::Json(begin(&app, &by, "show an operation").await?.operation(id).await?))
+}
+
+/// Calls an operation off.
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    by: By,
+    Path(operation): Path<String>,
+    Query(NoQuery {}): Query<NoQuery>,
+) -> Result<(StatusCode, axum::Json<Operation>), Problem> {
+    let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
+    let mut tx = begin(&app, &by, "cancel an operation").await?;
+    let cancelled = tx.cancel_operation(id).await?;
+    uncancelled(tx.commit()).await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(cancelled)))
 }
 
 /// The latest hundred, the newest first.

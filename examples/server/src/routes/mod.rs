@@ -105,6 +105,11 @@ fn link_routes() -> Vec<Route> {
     ]
 }
 
+/// For anybody who has a link to what operators keep: where there are administrative credentials.
+fn download_routes() -> Vec<Route> {
+    vec![route(Method::GET, "/downloads/{token}", backups::download)]
+}
+
 /// For operators: a route that does not say to which role it is open needs the highest.
 fn operator_routes() -> Vec<Route> {
     use OperatorRole::{Support, Viewer};
@@ -140,6 +145,12 @@ fn operator_routes() -> Vec<Route> {
         route(Method::GET, "/api/v1/tenants/{tenant}/backups/{backup}", backups::show).open_to(Viewer),
         route(Method::PATCH, "/api/v1/tenants/{tenant}/backups/{backup}", backups::hold),
         route(Method::DELETE, "/api/v1/tenants/{tenant}/backups/{backup}", backups::delete),
+        route(Method::POST, "/api/v1/tenants/{tenant}/backups/{backup}/download", backups::link),
+        route(Method::GET, "/api/v1/tenants/{tenant}/backup-schedule", backups::schedule).open_to(Viewer),
+        route(Method::PUT, "/api/v1/tenants/{tenant}/backup-schedule", backups::put_schedule),
+        route(Method::DELETE, "/api/v1/tenants/{tenant}/backup-schedule", backups::remove_schedule),
+        route(Method::GET, "/api/v1/tenants/{tenant}/drills", backups::drills).open_to(Viewer),
+        route(Method::POST, "/api/v1/operations/{operation}/cancel", lifecycle::cancel),
         route(Method::GET, "/api/v1/operations/{operation}/files/{file}", lifecycle::file),
         route(Method::GET, "/api/v1/tenants/{tenant}/operations", lifecycle::list).open_to(Viewer),
         route(Method::GET, "/api/v1/operations/{operation}", lifecycle::show).open_to(Viewer),
@@ -286,7 +297,8 @@ pub(crate) fn router(app: &Arc<App>, resolver: impl ResolveTenant, host: Option<
         .route_layer(ResolveTenantLayer::new(catalog, Callers::or_visiting(&resolver, host)))
         .route_layer(from_fn_with_state(Arc::clone(app), impersonate))
         .route_layer(from_fn_with_state(Arc::clone(app), identify));
-    let links = mount(link_routes()).layer(from_fn_with_state(Arc::clone(app), link_rate::limit)).layer(from_fn(public::shield));
+    let links = if has_admin { link_routes().into_iter().chain(download_routes()).collect() } else { link_routes() };
+    let links = mount(links).layer(from_fn_with_state(Arc::clone(app), link_rate::limit)).layer(from_fn(public::shield));
     let mut router = mount(open_routes()).merge(links).merge(tenants).merge(visitors);
     // For people who follow a link in a mail, and no part of the API.
     router = router
@@ -329,7 +341,8 @@ mod tests {
                 documented.insert(format!("{} {path}", method.to_uppercase()));
             }
         }
-        let routes = [open_routes(), link_routes(), operator_routes(), tenant_routes(), visitor_routes()].into_iter().flatten();
+        let routes =
+            [open_routes(), link_routes(), download_routes(), operator_routes(), tenant_routes(), visitor_routes()].into_iter().flatten();
         let routed: BTreeSet<_> = routes.map(|route| format!("{} {}", route.method, route.path)).collect();
         assert_eq!(documented, routed);
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
@@ -358,6 +371,7 @@ mod tests {
             (tenant_routes(), "[{\"tenant\":[]}]"),
             (visitor_routes(), "[{\"tenant\":[]},{}]"),
             (link_routes(), "[]"),
+            (download_routes(), "[]"),
         ] {
             for Route { method, path, .. } in routes {
                 let operation = &document["paths"][path][method.as_str().to_lowercase()];
