@@ -163,25 +163,33 @@ impl Backups {
     /// # Cancel safety
     /// Safe: a later call goes on.
     pub async fn queue_due(&self) -> Result<Option<TenantId>> {
-        let now = self.db.inner().clock.now();
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
+        let queued = self.queue_next(&mut tx).await?;
+        // Not left to its end: the next call must not find its lock.
+        if queued.is_some() {
+            tx.commit().await?
+        } else {
+            tx.rollback().await?
+        }
+        Ok(queued)
+    }
+
+    async fn queue_next(&self, tx: &mut SystemTx) -> Result<Option<TenantId>> {
+        let now = self.db.inner().clock.now();
         let alone = sqlx::query_scalar("select pg_try_advisory_xact_lock($1, 3)").bind(BYSTANDER);
-        if !alone.fetch_one(&mut tx).await.map_err(from_sqlx)? {
+        if !alone.fetch_one(&mut *tx).await.map_err(from_sqlx)? {
             return Ok(None); // another node is about to
         }
         let busy = sqlx::query_scalar(
             "select exists (select from tenancy.operations o where o.state in ('queued', 'running') and o.kind in ('backup', 'drill') and o.input ->> 'reason' = 'scheduled')",
         );
-        if busy.fetch_one(&mut tx).await.map_err(from_sqlx)? {
+        if busy.fetch_one(&mut *tx).await.map_err(from_sqlx)? {
             return Ok(None);
         }
         for kind in [Self::TAKE, Self::DRILL] {
-            let Some(tenant) = self.most_due(&mut tx, kind, now).await? else { continue };
-            if let Some(queued) = self.queue_if_due(&mut tx, tenant, kind, now).await? {
-                tx.commit().await?;
-                return Ok(Some(queued));
+            if let Some(tenant) = self.most_due(tx, kind, now).await? {
+                return self.queue_if_due(tx, tenant, kind, now).await;
             }
-            return Ok(None); // somebody was faster
         }
         Ok(None)
     }
