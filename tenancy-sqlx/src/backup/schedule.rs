@@ -166,10 +166,9 @@ impl Backups {
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
         let queued = self.queue_next(&mut tx).await?;
         // Not left to its end: the next call must not find its lock.
-        if queued.is_some() {
-            tx.commit().await?
-        } else {
-            tx.rollback().await?
+        match queued {
+            Some(_) => tx.commit().await?,
+            None => tx.rollback().await?,
         }
         Ok(queued)
     }
