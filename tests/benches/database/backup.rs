@@ -88,6 +88,15 @@ impl World {
     }
 }
 
+/// The most memory that this process has had since the last call, in MiB, and how much it has now. `None` where the system doesn't tell.
+fn peak() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok());
+    let seen = (kib("VmHWM:")? / 1024, kib("VmRSS:")? / 1024);
+    std::fs::write("/proc/self/clear_refs", "5").ok()?;
+    Some(seen)
+}
+
 fn median(mut took: Vec<Duration>) -> f64 {
     took.sort_unstable();
     took[took.len() / 2].as_secs_f64()
@@ -146,11 +155,16 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
     let [mut dump, mut take, mut restored, mut merged, mut replaced, mut drilled] = [const { Vec::new() }; 6];
     let file = folder.join("dump");
     let mut backup = (Uuid::nil(), 0);
+    let (mut memory, mut restoring) = (0, 0);
     for round in 0..ROUNDS {
         dump.push(run(Command::new("pg_dump").args(["-Fc", "-Z1", "-n", "bench", "-f"]).arg(&file).arg(alone.admin_url()))?);
+        let before = peak();
         let start = Instant::now();
         backup = world.take(&fast).await?;
         take.push(start.elapsed());
+        if let (Some((_, before)), Some((most, _))) = (before, peak()) {
+            memory = memory.max(most.saturating_sub(before));
+        }
 
         let into = format!("restored_{round}");
         same.execute(AssertSqlSafe(format!("create database {into}"))).await?;
@@ -158,9 +172,13 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
         restored.push(run(Command::new("pg_restore").args(["-d", &url]).arg(&file))?);
         same.execute(AssertSqlSafe(format!("drop database {into}"))).await?;
 
+        let before = peak();
         let start = Instant::now();
         world.restore(backup.0).await?;
         merged.push(start.elapsed());
+        if let (Some((_, before)), Some((most, _))) = (before, peak()) {
+            restoring = restoring.max(most.saturating_sub(before));
+        }
         let start = Instant::now();
         world.drill(backup.0).await?;
         drilled.push(start.elapsed());
@@ -183,6 +201,8 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
         let took = median(took);
         println!("| {what} | {took:.2} | {:.2} |", restored / took);
     }
+
+    println!("\nMemory that it took, beside what the process had: {memory} MiB for a backup, {restoring} MiB for a restore");
 
     println!("\nAnother tenant meanwhile\n| | p50 ms | p99 ms |\n|---|---:|---:|");
     let mut idle = 0.0;
