@@ -341,6 +341,19 @@ async fn a_tenant_gets_a_schedule_and_is_backed_up_by_itself() {
     let drills = operator.get("/api/v1/tenants/acme/drills").await.expect(200).json();
     assert_eq!((&drills["items"][0]["result"]["backup"], &drills["items"][1]), (&listed["items"][0]["id"], &Value::Null));
 
+    until("what was done is not counted", async || {
+        let shown = operator.get("/metrics").await.expect(200).body;
+        let shown = String::from_utf8(shown).expect("text");
+        ["operations_ended{kind=\"drill\",state=\"done\"}", "operations_bytes{kind=\"backup\"}", "backup_due{kind=\"backup\"}"]
+            .iter()
+            .all(|series| shown.contains(series))
+            .then_some(())
+    })
+    .await;
+    let taken = operator.get("/api/v1/tenants/acme/operations").await.expect(200).json();
+    let taken = taken["items"].as_array().expect("items").iter().find(|operation| operation["kind"] == "backup").expect("it").clone();
+    assert!(taken["bytes"].as_i64() > Some(0), "{taken}");
+
     let own = operator.put(at, "").json(&json!({ "every_hours": 6, "keep": { "daily": 3 } })).await.expect(200).json();
     assert_eq!(
         (&own["own"], &own["every_hours"], &own["keep"]["daily"], &own["keep"]["weekly"]),
