@@ -309,7 +309,9 @@ impl Backups {
         let from = renewal.and_then(|renewal| renewal.back(fit)).unwrap_or_else(|| fit.table.from());
         // A hash that is the same is one of as many rows.
         match !changed.is_none() && fit.is_exact() {
-            true if restoring.digest(&fit.table, &from).await? != hash => Err(wrong("contents")),
+            true if restoring.digest(&fit.table, &from).await? != hash => {
+                Err(wrong(if restoring.count(&fit.table).await? == rows { "contents" } else { "rows" }))
+            }
             false if restoring.count(&fit.table).await? != rows => Err(wrong("rows")),
             _ => Ok(()),
         }
