@@ -390,7 +390,8 @@ impl Progress {
     }
 
     /// What counts the bytes of this attempt: [`at`](Progress::at) says how many there were.
-    pub fn bytes(&self) -> Arc<AtomicU64> {
+    #[cfg(feature = "backup")]
+    pub(crate) fn bytes(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.bytes)
     }
 

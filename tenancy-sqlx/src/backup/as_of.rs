@@ -20,7 +20,7 @@ use super::fit::{Fit, Fits};
 use super::journal::{self, Point};
 use super::restore::Source;
 use super::session::{Changed, Restoring, does_not_fit};
-use super::tables::quoted;
+use super::tables::{object_columns, quoted};
 use super::take::OBJECTS;
 use super::{Backup, Backups, objects};
 use crate::error::from_sqlx;
@@ -276,12 +276,7 @@ impl Restoring<'_> {
 
     /// The objects that the staged rows name, where the host declared how.
     async fn named(&mut self, fits: &[Fit]) -> Result<BTreeSet<String>> {
-        let declared: Vec<(String, String, String)> = sqlx::query_as(
-            "select format('%I.%I', n.nspname, c.relname), o.col::text, o.path from tenancy.object_columns o join pg_class c on c.oid = o.rel join pg_namespace n on n.oid = c.relnamespace",
-        )
-        .fetch_all(&mut self.tx)
-        .await
-        .map_err(from_sqlx)?;
+        let declared = object_columns(&mut self.tx).await?;
         let mut named = BTreeSet::new();
         for (sql, column, path) in declared {
             let Some(n) = fits.iter().position(|fit| fit.table.sql == sql && fit.columns().any(|has| has.name == column)) else { continue };

@@ -214,7 +214,7 @@ impl Handler for Backups {
         match operation.kind.as_str() {
             Self::RESTORE => self.cancel_restore(TenantId::from_uuid(operation.tenant_id)?, progress, tx).await,
             Self::CLONE => self.cancel_clone(progress, tx).await,
-            _ => Ok(true), // the next backup's sweep removes what an attempt left
+            _ => Ok(true), // a later sweep of the tenant removes what an attempt left
         }
     }
 }

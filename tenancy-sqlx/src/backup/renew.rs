@@ -21,7 +21,7 @@ use uuid::{Builder, Uuid};
 use super::details::Was;
 use super::fit::Fit;
 use super::session::Restoring;
-use super::tables::quoted;
+use super::tables::{object_columns, quoted};
 use crate::error::from_sqlx;
 use crate::operations::Progress;
 use crate::tx::SystemTx;
@@ -89,12 +89,7 @@ impl Facts {
         .fetch_all(&mut *tx)
         .await
         .map_err(from_sqlx)?;
-        let objects: Vec<(String, String, String)> = sqlx::query_as(
-            "select format('%I.%I', n.nspname, c.relname), o.col::text, o.path from tenancy.object_columns o join pg_class c on c.oid = o.rel join pg_namespace n on n.oid = c.relnamespace order by 1, 2, 3",
-        )
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(from_sqlx)?;
+        let objects = object_columns(&mut *tx).await?;
         Ok(Self {
             kinds: kinds.into_iter().map(|(sql, name, kind, names)| ((sql, name), (kind, names))).collect(),
             declared,

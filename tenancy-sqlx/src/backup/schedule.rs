@@ -194,23 +194,21 @@ impl Backups {
     }
 
     async fn most_due(&self, tx: &mut SystemTx, kind: &str, now: DateTime<Utc>) -> Result<Option<TenantId>> {
-        let (every, unit, last) = match kind {
+        let (every, column, unit, last, there) = match kind {
             Self::TAKE => (
                 self.schedule.every_hours,
+                "every_hours",
                 "hour",
                 "select b.taken_at as at from tenancy.backups b where b.tenant_id = t.id and b.deleted_at is null order by b.taken_at desc limit 1",
+                "",
             ),
             _ => (
                 self.schedule.drill_days,
+                "drill_days",
                 "day",
                 "select o.updated_at as at from tenancy.operations o where o.tenant_id = t.id and o.kind = 'drill' and o.state = 'done' order by o.updated_at desc limit 1",
+                "and exists (select from tenancy.backups b where b.tenant_id = t.id and b.deleted_at is null)",
             ),
-        };
-        let column = if kind == Self::TAKE { "every_hours" } else { "drill_days" };
-        let there = if kind == Self::TAKE {
-            ""
-        } else {
-            "and exists (select from tenancy.backups b where b.tenant_id = t.id and b.deleted_at is null)"
         };
         let sql = format!(
             "select t.id, count(*) over () from tenancy.tenants t left join tenancy.backup_schedules s on s.tenant_id = t.id left join lateral ({last}) l on true

@@ -106,6 +106,14 @@ pub(super) async fn read<S: Send + std::fmt::Debug>(tx: &mut Tx<S>) -> Result<Ve
         .collect())
 }
 
+/// Which columns name objects, and how: the table's name as SQL writes it, the column's, and the path with braces for its value.
+pub(super) async fn object_columns<S: Send + std::fmt::Debug>(tx: &mut Tx<S>) -> Result<Vec<(String, String, String)>> {
+    let query = sqlx::query_as(
+        "select format('%I.%I', n.nspname, c.relname), o.col::text, o.path from tenancy.object_columns o join pg_class c on c.oid = o.rel join pg_namespace n on n.oid = c.relnamespace order by 1, 2, 3",
+    );
+    query.fetch_all(tx).await.map_err(from_sqlx)
+}
+
 /// A name as SQL writes it.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))

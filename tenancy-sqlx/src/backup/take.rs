@@ -274,12 +274,7 @@ impl Counter {
 
 /// The objects that the snapshot's rows name, where the host declared how.
 async fn named(tx: &mut SystemTx, tenant: TenantId, tables: &[Table]) -> Result<BTreeSet<String>> {
-    let declared: Vec<(String, String, String)> = sqlx::query_as(
-        "select format('%I.%I', n.nspname, c.relname), o.col::text, o.path from tenancy.object_columns o join pg_class c on c.oid = o.rel join pg_namespace n on n.oid = c.relnamespace",
-    )
-    .fetch_all(&mut *tx)
-    .await
-    .map_err(from_sqlx)?;
+    let declared = tables::object_columns(&mut *tx).await?;
     let mut named = BTreeSet::new();
     for (sql, column, path) in declared {
         let Some(table) = tables.iter().find(|table| table.sql == sql) else { continue };
