@@ -22,6 +22,7 @@ use tenancy_core::{
     TenantPage, TenantQuery, TenantSlug, TenantStatus,
 };
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use crate::db::TenantDb;
 use crate::error::from_sqlx;
@@ -34,6 +35,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the version of a changed tenant is remembered.
 const FLOOR_TTL: Duration = Duration::from_secs(60);
 const CAPACITY: u64 = 100_000;
+/// How often a node says that it still follows; the database gives it up after three times as long.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 const COLUMNS: &str = "id, slug, name, status, branding, flags, plan, created_at, updated_at, version";
 const DOMAINS: &str =
@@ -42,6 +45,8 @@ const DOMAINS: &str =
 /// What this node knows of the catalog.
 #[derive(Debug)]
 pub(crate) struct CatalogCache {
+    /// A secret of its own: whoever knows it could say for it that it has heard.
+    node: Uuid,
     control: PgPool,
     max_staleness: Duration,
     named_statements: bool,
@@ -52,8 +57,7 @@ pub(crate) struct CatalogCache {
     answers: Cache<TenantHint, Option<Arc<Tenant>>>,
     /// The lowest version to believe of tenants that changed lately, for answers that were under way at the change.
     floors: Cache<TenantId, u64>,
-    /// Where the next question "what changed since?" starts.
-    horizon: tokio::sync::Mutex<Option<u64>>,
+    following: tokio::sync::Mutex<Following>,
     /// What operators have set for all tenants.
     platform: Mutex<Arc<Platform>>,
     started: Instant,
@@ -63,10 +67,21 @@ pub(crate) struct CatalogCache {
     failing: AtomicBool,
 }
 
+/// How far a node follows the catalog.
+#[derive(Debug, Default)]
+struct Following {
+    /// Where the next question "what changed since?" starts.
+    horizon: Option<u64>,
+    /// When it last said what it has heard, and whether somebody waits to hear that again.
+    said: Option<Instant>,
+    owes: bool,
+}
+
 impl CatalogCache {
     /// Starts to follow the catalog.
     pub(crate) async fn start(control: PgPool, max_staleness: Duration, named_statements: bool) -> Result<Arc<Self>> {
         let cache = Arc::new(Self {
+            node: Uuid::new_v4(),
             control,
             max_staleness,
             named_statements,
@@ -75,7 +90,7 @@ impl CatalogCache {
             by_domain: Cache::builder().max_capacity(CAPACITY).time_to_idle(Duration::from_secs(3600)).build(),
             answers: Cache::builder().max_capacity(10_000).time_to_live(max_staleness).build(),
             floors: Cache::builder().time_to_live(FLOOR_TTL).build(),
-            horizon: tokio::sync::Mutex::default(),
+            following: tokio::sync::Mutex::default(),
             platform: Mutex::default(),
             started: Instant::now(),
             fresh_at: AtomicU64::new(0),
@@ -88,39 +103,46 @@ impl CatalogCache {
         Ok(cache)
     }
 
-    /// Stops to follow, and closes the connections. Nothing is served from the cache from `max_staleness` later on.
+    /// Stops to follow, and closes the connections. Nothing is served from the cache any more.
     pub(crate) async fn stop(&self) {
         let follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(follower) = follower {
             follower.abort();
             let _ = follower.await; // gone before its connections are
         }
+        let _asked = self.following.lock().await; // nobody asks any more
+        self.fresh_at.store(0, Ordering::Release);
+        // A courtesy: else a fence that is raised soon is waited for a little longer.
+        let _ = self.ask(format!("select tenancy.catalog_left('{}')", self.node)).await;
         self.control.close().await;
     }
 
-    /// Asks the database what changed, and forgets it.
+    /// Asks the database what changed, forgets it, and says so if somebody waits for that.
     pub(crate) async fn refresh(&self) -> Result<()> {
-        let mut horizon = self.horizon.lock().await;
+        let mut following = self.following.lock().await;
         let asked_at = self.started.elapsed();
         // Without a horizon nothing is cached yet: only where to start is asked.
-        let since = horizon.map_or("pg_snapshot_xmax(pg_current_snapshot())".to_owned(), |xid| format!("'{xid}'::xid8"));
-        let question =
-            format!("select horizon::text, id, version, tenancy.platform_version() as platform from tenancy.catalog_changes({since})");
+        let since = following.horizon.map_or("pg_snapshot_xmax(pg_current_snapshot())".to_owned(), |xid| format!("'{xid}'::xid8"));
+        let question = format!(
+            "select horizon::text, heard::text, listed, id, version, fenced, tenancy.platform_version() as platform
+               from tenancy.catalog_changes({since}, '{}')",
+            self.node
+        );
         let answer = self.ask(question).await?;
+        let Some(first) = answer.first() else { return Err(Error::new(ErrorKind::Internal, "the catalog gives no horizon")) };
         // Before the horizon moves: a failure here makes the next refresh ask for the same again.
-        if let Some(row) = answer.first()
-            && row.try_get::<i64, _>("platform").map_err(from_sqlx)? != self.known_platform().version
-        {
+        if first.try_get::<i64, _>("platform").map_err(from_sqlx)? != self.known_platform().version {
             let rows = self.ask("select * from tenancy.platform_settings()".to_owned()).await?;
             let platform = rows.first().map(Platform::read).transpose()?.unwrap_or_default();
             *self.platform.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(platform);
         }
+        let horizon: String = first.try_get("horizon").map_err(from_sqlx)?;
+        let horizon =
+            horizon.parse().map_err(|e| Error::new(ErrorKind::Internal, "the catalog's horizon is not a number").with_source(e))?;
+        following.horizon = Some(horizon);
         let mut changed = false;
         for row in &answer {
-            let next: String = row.try_get("horizon").map_err(from_sqlx)?;
-            *horizon =
-                Some(next.parse().map_err(|e| Error::new(ErrorKind::Internal, "the catalog's horizon is not a number").with_source(e))?);
-            let Some(id) = row.try_get::<Option<uuid::Uuid>, _>("id").map_err(from_sqlx)? else { continue };
+            let Some(id) = row.try_get::<Option<Uuid>, _>("id").map_err(from_sqlx)? else { continue };
             let id = TenantId::from_uuid(id)?;
             let version = row.try_get::<i64, _>("version").map_err(from_sqlx)?.unsigned_abs();
             // A transaction that is still open elsewhere makes the same change be told again and again: only a newer one counts.
@@ -128,13 +150,30 @@ impl CatalogCache {
                 self.floors.insert(id, version).await;
                 self.by_id.invalidate(&id).await;
                 changed = true;
+                following.owes |= row.try_get::<bool, _>("fenced").map_err(from_sqlx)?;
             }
         }
         if changed {
             self.answers.invalidate_all();
         }
+        let listed: bool = first.try_get("listed").map_err(from_sqlx)?;
+        if following.owes || !listed || following.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            self.say(&first.try_get::<String, _>("heard").map_err(from_sqlx)?).await?;
+            following.said = Some(Instant::now());
+            following.owes = false;
+        }
         self.fresh_at.store(u64::try_from(asked_at.as_micros()).unwrap_or(u64::MAX).max(1), Ordering::Release);
         Ok(())
+    }
+
+    /// Says what this node goes by from now on: a snapshot, as PostgreSQL writes one.
+    async fn say(&self, heard: &str) -> Result<()> {
+        let (node, staleness) = (self.node, self.max_staleness.as_millis());
+        // Also where transactions of this login are read-only by default.
+        let sql = format!(
+            "set local transaction_read_only = off; select tenancy.catalog_heard('{node}', '{heard}', interval '{staleness} milliseconds')"
+        );
+        self.ask(sql).await.map(drop)
     }
 
     fn known_platform(&self) -> Arc<Platform> {
@@ -147,10 +186,6 @@ impl CatalogCache {
             self.refresh().await?;
         }
         Ok(self.known_platform())
-    }
-
-    pub(crate) const fn max_staleness(&self) -> Duration {
-        self.max_staleness
     }
 
     fn is_fresh(&self) -> bool {

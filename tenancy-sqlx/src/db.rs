@@ -85,10 +85,11 @@ impl Options {
     }
 
     /// The longest that a change of the catalog made elsewhere (a suspension, say) may go unnoticed here: 900 ms unless said, at least
-    /// 100 ms. It holds when notifications are lost, and when the database can't be reached: then nothing is served from the cache.
+    /// 100 ms and at most an hour. It holds when notifications are lost, and when the database can't be reached: then nothing is served from
+    /// the cache.
     #[must_use]
     pub fn with_max_staleness(mut self, staleness: Duration) -> Self {
-        self.max_staleness = staleness.max(Duration::from_millis(100));
+        self.max_staleness = staleness.clamp(Duration::from_millis(100), Duration::from_hours(1));
         self
     }
 
@@ -257,6 +258,7 @@ impl TenantDb {
         self.active(tenant_id).await?;
         let text = format!("{}; {first}", self.0.begin_for("BEGIN", tenant_id));
         let (lease, rows) = Lease::begin_asking(&self.0.pool, &text, self.0.scrub).await.map_err(refused)?;
+        self.active(tenant_id).await?; // again: see `start_for`
         let scope = ForTenant { tenant_id, request_id: cx.request_id() };
         let tx = Tx::new(lease, scope, read_only, self.0.named_statements);
         Ok((if cx.is_read_only() { tx.unchanging() } else { tx }, rows))
@@ -272,6 +274,8 @@ impl TenantDb {
         let tenant_id = cx.tenant_id();
         self.active(tenant_id).await?;
         let tx = self.start(ForTenant { tenant_id, request_id: cx.request_id() }, begin, read_only).await?;
+        // Again: the connection may have been long in coming. Whoever raises a fence sees this transaction, or this sees the fence.
+        self.active(tenant_id).await?;
         Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
     }
 

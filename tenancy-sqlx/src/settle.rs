@@ -1,15 +1,14 @@
 //! Waits until nobody can write on behalf of a tenant any more, once its status says that nobody should.
 //!
-//! A node may begin transactions of the tenant for as long as its catalog may be stale; those that are open then may still write, also
-//! such as have written nothing yet and so have no transaction id. Each open transaction holds the lock of its virtual id, which any role
-//! can see.
+//! A node may begin transactions of the tenant until it has heard of that, or serves nothing from memory because it hears nothing; it looks
+//! once more when a transaction has begun. Those that are open then may still write, also such as have written nothing yet and so have no
+//! transaction id. Each open transaction holds the lock of its virtual id, which any role can see.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tenancy_core::Result;
+use tenancy_core::{Result, TenantId};
 
-use crate::db::TenantDb;
 use crate::error::from_sqlx;
 use crate::operations::Progress;
 use crate::tx::SystemTx;
@@ -18,10 +17,12 @@ use crate::tx::SystemTx;
 /// is up. The letters "tncy".
 pub(crate) const BYSTANDER: i32 = 0x746e_6379;
 
+/// How often it asks whether the nodes have heard.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+
 /// Waits, and tells how it goes on.
-pub(crate) async fn settle(db: &TenantDb, progress: &Progress) -> Result<()> {
-    progress.at("waiting until every node knows", 0, None, "").await?;
-    tokio::time::sleep(db.inner().catalog.max_staleness()).await;
+pub(crate) async fn settle(tenant: TenantId, progress: &Progress) -> Result<()> {
+    heard(tenant, progress).await?;
     let mut open = open_transactions(&mut progress.read().await?).await?;
     let total = open.len() as u64;
     while !open.is_empty() {
@@ -32,6 +33,20 @@ pub(crate) async fn settle(db: &TenantDb, progress: &Progress) -> Result<()> {
         open.retain(|id| now.contains(id));
     }
     Ok(())
+}
+
+/// Waits until every node goes by what was last committed about the tenant, or can't serve it from memory any more.
+pub(crate) async fn heard(tenant: TenantId, progress: &Progress) -> Result<()> {
+    let since = Instant::now();
+    progress.at("waiting until every node knows", 0, None, "").await?;
+    loop {
+        let unheard = sqlx::query_scalar("select extract(epoch from tenancy.catalog_unheard($1))::float8").bind(tenant.as_uuid());
+        let unheard: Option<f64> = unheard.fetch_one(&mut progress.read().await?).await.map_err(from_sqlx)?;
+        if unheard.is_none_or(|longest| since.elapsed().as_secs_f64() > longest) {
+            return Ok(());
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
 }
 
 /// The transactions that are open in this database, and prepared ones: but this one and bystanders.

@@ -88,12 +88,12 @@ async fn a_node_that_can_not_ask_serves_nothing_from_its_cache() {
     let kit = Kit::new().await;
     drop(kit.db.read(&kit.acme).await.expect("warm"));
     let mut eye = kit.superuser().await;
-    eye.execute("revoke execute on function tenancy.catalog_changes(xid8) from tenancy_app").await.expect("revoke");
+    eye.execute("revoke execute on function tenancy.catalog_changes(xid8, uuid) from tenancy_app").await.expect("revoke");
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(kit.db.catalog().peek(&kit.acme.tenant_id().into()).is_none(), "stale");
     assert_eq!(kit.db.ping().await.expect_err("not fresh").kind(), ErrorKind::Forbidden);
     drop(kit.db.read(&kit.acme).await.expect("the database itself still knows"));
-    eye.execute("grant execute on function tenancy.catalog_changes(xid8) to tenancy_app").await.expect("grant");
+    eye.execute("grant execute on function tenancy.catalog_changes(xid8, uuid) to tenancy_app").await.expect("grant");
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(kit.db.ping().await.is_ok());
 }

@@ -23,6 +23,7 @@ mod macros;
 mod mail;
 mod members;
 mod meter;
+mod nodes;
 mod noninterference;
 mod operators;
 mod outbox;

@@ -190,7 +190,7 @@ impl Backups {
         }
         self.halted("fenced").await;
         if progress.finished("settled").await?.is_none() {
-            settle(&self.db, progress).await?;
+            settle(tenant, progress).await?;
             let mut tx = progress.begin().await?;
             progress.finish(&mut tx, "settled", &json!(true)).await?;
             tx.commit().await?;

@@ -26,7 +26,7 @@ impl Handler for Erase {
         may_be_erased(&mut tx, tenant).await?;
         let plan = Plan::read(&mut tx).await?;
         tx.rollback().await?;
-        self.settle(progress).await?;
+        self.settle(tenant, progress).await?;
         let mut left = self.rows(&plan, tenant, progress).await?;
         for _ in 1..PASSES {
             if left.is_empty() {
@@ -62,10 +62,10 @@ impl Erase {
         }
     }
 
-    async fn settle(&self, progress: &Progress) -> Result<()> {
+    async fn settle(&self, tenant: TenantId, progress: &Progress) -> Result<()> {
         if progress.finished("settled").await?.is_none() {
             if self.settle {
-                settle(&self.db, progress).await?;
+                settle(tenant, progress).await?;
             }
             let mut tx = progress.begin().await?;
             progress.finish(&mut tx, "settled", &json!(true)).await?;
