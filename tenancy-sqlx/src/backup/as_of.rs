@@ -241,7 +241,8 @@ impl Restoring<'_> {
         // As it was: operators of types that an extension brought are found by it.
         let path = if path.is_empty() { "''".to_owned() } else { path };
         self.tx.control(&format!("SET LOCAL search_path = {path}; analyze s{n}")).await.map_err(from_sqlx)?;
-        self.loaded[n] = self.staged(n).await?;
+        let rows = self.staged(n).await?;
+        self.loaded.insert(n, rows);
         Ok(())
     }
 

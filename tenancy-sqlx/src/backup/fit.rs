@@ -129,8 +129,11 @@ impl Fit {
 
     /// What is left to do once the rows are there.
     pub(super) fn ready(&self, n: usize) -> String {
+        // Statistics of the key are all that joins by it go by.
+        let key: Vec<String> = self.table.key.iter().map(|name| quoted(name)).collect();
+        let analyze = format!("analyze s{n}{}", listed(&key));
         if self.is_direct() {
-            return format!("analyze s{n}");
+            return analyze;
         }
         let columns: Vec<String> = self.columns().map(Column::quoted).collect();
         let values: Vec<String> = self
@@ -140,7 +143,7 @@ impl Fit {
                 _ => now.quoted(),
             })
             .collect();
-        format!("insert into s{n}{} select {} from r{n}; drop table r{n}; analyze s{n}", listed(&columns), values.join(", "))
+        format!("insert into s{n}{} select {} from r{n}; drop table r{n}; {analyze}", listed(&columns), values.join(", "))
     }
 
     fn same_key(&self) -> String {
@@ -159,7 +162,7 @@ impl Fit {
     }
 
     /// Whether a row can be told from the others.
-    fn is_keyed(&self) -> bool {
+    pub(super) fn is_keyed(&self) -> bool {
         !self.table.key.is_empty()
     }
 

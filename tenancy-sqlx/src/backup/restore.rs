@@ -43,6 +43,11 @@ impl Source {
         let segment = segment.ok_or_else(|| Error::invalid("archive", format!("has no rows of {}", fit.was.sql)))?;
         Ok((segment.rows, &segment.hash))
     }
+
+    /// How many rows the backup has of all tables that are restored.
+    fn rows(&self) -> Result<u64> {
+        self.fits.fits.iter().map(|fit| self.segment(fit).map(|(rows, _)| rows)).sum()
+    }
 }
 
 impl Backups {
@@ -80,32 +85,56 @@ impl Backups {
         Ok(Source { archive, details, tables, fits, as_of })
     }
 
+    /// Stages all tables, as they were at the moment that is wanted.
     pub(super) async fn stage(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
-        let (mut total, mut all) = (0, 0);
-        for fit in &source.fits.fits {
-            all += source.segment(fit)?.0;
-        }
-        for (n, fit) in source.fits.fits.iter().enumerate() {
-            progress.at(&format!("loading {}", fit.was.sql), total, Some(all), "rows").await?;
-            let content = source.archive.segment(&fit.was.sql)?.inspect_ok(|bytes| progress.moved(bytes.len()));
-            let rows = restoring.stage(n, fit, Box::pin(content)).await?;
-            if rows != source.segment(fit)?.0 {
-                return Err(Error::invalid("archive", format!("has {rows} rows of {}, and says otherwise", fit.was.sql)));
-            }
-            total += rows;
+        for n in 0..source.fits.fits.len() {
+            self.stage_table(restoring, n, source, progress).await?;
         }
         self.rewind(restoring, source, progress).await
+    }
+
+    /// Stages the tables that are not as the backup has them, unless they are staged already.
+    async fn stage_changed(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
+        if source.as_of.is_some() {
+            return if restoring.loaded.is_empty() { self.stage(restoring, source, progress).await } else { Ok(()) };
+        }
+        for (n, fit) in source.fits.fits.iter().enumerate() {
+            if restoring.loaded.contains_key(&n) {
+                continue;
+            }
+            progress.at(&format!("comparing {}", fit.table.sql), n as u64, Some(source.fits.fits.len() as u64), "tables").await?;
+            restoring.as_app().await?;
+            if !fit.is_exact() || restoring.digest(&fit.table, &fit.table.from()).await? != source.segment(fit)?.1 {
+                self.stage_table(restoring, n, source, progress).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn stage_table(&self, restoring: &mut Restoring<'_>, n: usize, source: &Source, progress: &Progress) -> Result<()> {
+        let fit = &source.fits.fits[n];
+        progress.at(&format!("loading {}", fit.was.sql), restoring.loaded.values().sum(), Some(source.rows()?), "rows").await?;
+        let content = source.archive.segment(&fit.was.sql)?.inspect_ok(|bytes| progress.moved(bytes.len()));
+        let rows = restoring.stage(n, fit, Box::pin(content)).await?;
+        if rows == source.segment(fit)?.0 {
+            return Ok(());
+        }
+        Err(Error::invalid("archive", format!("has {rows} rows of {}, and says otherwise", fit.was.sql)))
     }
 
     /// What a restore would change: nothing does.
     async fn differences(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<Value> {
         let source = self.source(asked, tenant, progress).await?;
         let mut restoring = Restoring::begin(self.db.inner(), tenant).await?;
-        self.stage(&mut restoring, &source, progress).await?;
+        self.stage_changed(&mut restoring, &source, progress).await?;
         restoring.as_app().await?;
         let mut tables = BTreeMap::new();
         for (n, fit) in source.fits.fits.iter().enumerate() {
             progress.at(&format!("comparing {}", fit.table.sql), n as u64, Some(source.fits.fits.len() as u64), "tables").await?;
+            if !restoring.loaded.contains_key(&n) {
+                tables.insert(fit.table.sql.clone(), json!(Changed::default()));
+                continue;
+            }
             let difference = restoring.difference(n, fit).await?;
             let mut row = json!(difference);
             for how in ["removed", "changed", "added"].into_iter().filter(|how| row[*how].as_i64() > Some(0)).collect::<Vec<_>>() {
@@ -138,9 +167,11 @@ impl Backups {
             }
             self.halted("objects before").await;
             let mut restoring = Restoring::begin(self.db.inner(), tenant).await?;
-            self.stage(&mut restoring, &source, progress).await?;
+            self.stage_changed(&mut restoring, &source, progress).await?;
             self.halted("staged").await;
             self.fence(tenant, progress).await?;
+            // What was as in the backup may have changed until now.
+            self.stage_changed(&mut restoring, &source, progress).await?;
             if all {
                 self.put_missing(&source, tenant, progress).await?;
             }
@@ -259,8 +290,10 @@ impl Backups {
                 gauges = Some(self.gauges_as_of(&mut restoring, source).await?);
             }
         } else {
-            for (fit, changed) in fits.iter().zip(&changed) {
-                self.verify(&mut restoring, source, (fit, changed), None).await?;
+            for (n, (fit, changed)) in fits.iter().zip(&changed).enumerate() {
+                if restoring.loaded.contains_key(&n) {
+                    self.verify(&mut restoring, source, (fit, changed), None).await?;
+                }
             }
         }
         let mut tx = self.written(restoring, fits).await?;

@@ -1,5 +1,6 @@
 //! The transactions of a backup and of a restore, and the roles that they take on.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -72,8 +73,8 @@ pub(super) struct Restoring<'a> {
     pub(super) tx: SystemTx,
     pub(super) inner: &'a Inner,
     pub(super) tenant: TenantId,
-    /// How many rows each table is to have.
-    pub(super) loaded: Vec<u64>,
+    /// How many rows were staged of each table; of others, nothing has to be restored.
+    pub(super) loaded: BTreeMap<usize, u64>,
 }
 
 impl fmt::Debug for Restoring<'_> {
@@ -91,7 +92,7 @@ impl<'a> Restoring<'a> {
             "{bound}; SET LOCAL ROLE {restore}; SET LOCAL enable_nestloop = off; SET LOCAL work_mem = '32MB'; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
              SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT pg_advisory_xact_lock_shared({BYSTANDER}, 2)"
         );
-        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant, loaded: Vec::new() })
+        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant, loaded: BTreeMap::new() })
     }
 
     pub(super) async fn become_role(&mut self, role: &str) -> Result<()> {
@@ -110,7 +111,7 @@ impl<'a> Restoring<'a> {
         self.tx.control(&make).await.map_err(|error| does_not_fit(fit, error))?;
         let count = self.tx.copy_in(&copy, rows).await?;
         self.tx.control(&fit.ready(n)).await.map_err(|error| does_not_fit(fit, error))?;
-        self.loaded.push(count);
+        self.loaded.insert(n, count);
         Ok(count)
     }
 
@@ -134,32 +135,45 @@ impl<'a> Restoring<'a> {
 
     /// Makes the tables what was staged: removes from all, then adds to all. What is the same already is read, and not written.
     pub(super) async fn merge(&mut self, fits: &[Fit]) -> Result<Vec<Changed>> {
-        let mut done = Vec::new();
+        let mut changed = vec![Changed::default(); fits.len()];
+        let mut missing = Vec::new();
         for (n, fit) in fits.iter().enumerate() {
+            let Some(&loaded) = self.loaded.get(&n) else { continue };
             let there = self.count(&fit.table).await?;
-            // Where there is no key, only a difference is reason enough to write all rows again.
-            let whole = if fit.table.key.is_empty() { Some(self.difference(n, fit).await?) } else { None };
-            let mut changed = Changed::default();
-            if there > 0 && whole.as_ref().is_none_or(|difference| !difference.is_none()) {
-                let row = sqlx::query(AssertSqlSafe(fit.remove(n))).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await;
-                let row = row.map_err(from_sqlx)?;
-                changed = Changed { changed: row.get(0), removed: row.get(1), added: 0 };
-            }
-            let same = there.saturating_sub((changed.changed + changed.removed).cast_unsigned());
-            done.push((whole, changed, same));
-        }
-        for (n, fit) in fits.iter().enumerate() {
-            let (whole, changed, same) = &mut done[n];
-            // Each row that stayed is one of those that were staged.
-            let missing =
-                if whole.is_some() { whole.as_ref().is_some_and(|difference| !difference.is_none()) } else { *same < self.loaded[n] };
-            if missing {
-                let added = sqlx::query(AssertSqlSafe(fit.add(n, *same == 0))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
-                let added = added.map_err(|error| conflicting(fit, error))?.rows_affected().cast_signed();
-                changed.added = added - changed.changed;
+            if fit.is_keyed() {
+                if there > 0 {
+                    changed[n] = self.remove(n, fit).await?;
+                }
+                // Each row that stayed is one of those that were staged.
+                let same = there.saturating_sub((changed[n].changed + changed[n].removed).cast_unsigned());
+                if same < loaded {
+                    missing.push((n, same == 0));
+                }
+            } else {
+                // Only a difference is reason enough to write all rows again.
+                changed[n] = self.difference(n, fit).await?;
+                if !changed[n].is_none() {
+                    self.remove(n, fit).await?;
+                    missing.push((n, true));
+                }
             }
         }
-        Ok(done.into_iter().map(|(whole, changed, _)| whole.unwrap_or(changed)).collect())
+        for (n, all) in missing {
+            let fit = &fits[n];
+            let added = sqlx::query(AssertSqlSafe(fit.add(n, all))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
+            let added = added.map_err(|error| conflicting(fit, error))?.rows_affected().cast_signed();
+            if fit.is_keyed() {
+                changed[n].added = added - changed[n].changed;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Removes the rows that are not as they were staged.
+    async fn remove(&mut self, n: usize, fit: &Fit) -> Result<Changed> {
+        let row = sqlx::query(AssertSqlSafe(fit.remove(n))).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await;
+        let row = row.map_err(from_sqlx)?;
+        Ok(Changed { changed: row.get(0), removed: row.get(1), added: 0 })
     }
 
     /// Looks after the foreign keys from and to the tables that changed.
