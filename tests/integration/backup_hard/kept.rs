@@ -117,9 +117,10 @@ async fn a_restore_lets_nobody_in_shares_nothing_again_and_forgets_nothing() {
     let now = kit_tables(&mut eye).await;
 
     // No table of the kit's but these has another row: not those of members, invites, sessions, tokens, links, quotas, webhooks. In `usage`
-    // is the gauge's level of this minute.
+    // is the gauge's level of this minute, in `catalog_nodes` what the nodes have heard.
     let changed: BTreeSet<&str> = was.iter().filter(|(table, digest)| now[*table] != **digest).map(|(table, _)| table.as_str()).collect();
-    let may = ["audit_events", "backups", "cross_tenant_shares", "operations", "outbox", "quota_gauges", "tenants", "usage"];
+    let may =
+        ["audit_events", "backups", "catalog_nodes", "cross_tenant_shares", "operations", "outbox", "quota_gauges", "tenants", "usage"];
     assert!(changed.iter().all(|table| may.contains(table)), "{changed:?}");
     assert!(!was["sessions"].is_empty() && !was["api_tokens"].is_empty() && !was["invites"].is_empty(), "there are some");
 
