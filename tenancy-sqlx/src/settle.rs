@@ -17,18 +17,18 @@ use crate::tx::SystemTx;
 /// is up. The letters "tncy".
 pub(crate) const BYSTANDER: i32 = 0x746e_6379;
 
-/// How often it asks whether the nodes have heard.
-const ASK_EVERY: Duration = Duration::from_millis(10);
+/// It looks again after so long, and then after twice as long each time, up to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 /// Waits, and tells how it goes on.
 pub(crate) async fn settle(tenant: TenantId, progress: &Progress) -> Result<()> {
     heard(tenant, progress).await?;
     let mut open = open_transactions(&mut progress.read().await?).await?;
-    let total = open.len() as u64;
+    let (total, mut pause) = (open.len() as u64, PAUSES.0);
     while !open.is_empty() {
         let done = total - open.len() as u64;
         progress.at("waiting for older transactions", done, Some(total), "transactions").await?;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        wait(&mut pause).await;
         let now = open_transactions(&mut progress.read().await?).await?;
         open.retain(|id| now.contains(id));
     }
@@ -37,7 +37,7 @@ pub(crate) async fn settle(tenant: TenantId, progress: &Progress) -> Result<()> 
 
 /// Waits until every node goes by what was last committed about the tenant, or can't serve it from memory any more.
 pub(crate) async fn heard(tenant: TenantId, progress: &Progress) -> Result<()> {
-    let since = Instant::now();
+    let (since, mut pause) = (Instant::now(), PAUSES.0);
     progress.at("waiting until every node knows", 0, None, "").await?;
     loop {
         let unheard = sqlx::query_scalar("select extract(epoch from tenancy.catalog_unheard($1))::float8").bind(tenant.as_uuid());
@@ -45,8 +45,13 @@ pub(crate) async fn heard(tenant: TenantId, progress: &Progress) -> Result<()> {
         if unheard.is_none_or(|longest| since.elapsed().as_secs_f64() > longest) {
             return Ok(());
         }
-        tokio::time::sleep(ASK_EVERY).await;
+        wait(&mut pause).await;
     }
+}
+
+async fn wait(pause: &mut Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = PAUSES.1.min(*pause * 2);
 }
 
 /// The transactions that are open in this database, and prepared ones: but this one and bystanders.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use harness::actors::{Actor, Member};
-use harness::app::TestApp;
+use harness::app::{Folder, TestApp};
+use harness::program::{command, run};
 use serde_json::{Value, json};
 
 async fn fill(of: &Member) -> String {
@@ -111,6 +112,37 @@ async fn an_operator_exports_a_tenant_and_downloads_its_files() {
 }
 
 /// On another node than the one that was asked.
+#[tokio::test]
+async fn the_command_line_exports_into_a_folder() {
+    let (app, folder) = (TestApp::start().await, Folder::new());
+    let (acme, globex) = (app.tenant("acme").await, app.tenant("globex").await);
+    let document = fill(&acme).await;
+    fill(&globex).await;
+    let verb = |args: &[&str]| {
+        let mut command = command(&folder, args);
+        command.env("DATABASE_URL", app.database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", app.database.admin_url());
+        command.env("TENANCY_DATA_DIR", &app.config.data_dir);
+        run(command)
+    };
+    for (format, file) in [(None, "public.attachments.ndjson"), (Some("--csv"), "public.attachments.csv")] {
+        let into = folder.0.join(file);
+        let args: Vec<&str> = ["tenant", "export", "acme", into.to_str().expect("UTF-8")].into_iter().chain(format).collect();
+        let (done, out, err) = verb(&args);
+        assert!(done.status.success() && out.contains("acme is exported"), "{out} {err}");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(into.join("manifest.json")).expect("a manifest")).expect("JSON");
+        assert_eq!(manifest["objects"]["objects"], 1);
+        let rows = std::fs::read_to_string(into.join(file)).expect("rows");
+        assert!(rows.contains(&document), "{rows}");
+        let list = std::fs::read_to_string(into.join("objects.ndjson")).expect("a list");
+        let object: Value = serde_json::from_str(list.trim()).expect("one line");
+        assert_eq!(std::fs::read(into.join(object["file"].as_str().expect("a name"))).expect("content"), vec![7; 1000]);
+        assert!(!rows.contains(&globex.id) && !list.contains(&globex.id), "nothing of another");
+
+        let (again, _, err) = verb(&args);
+        assert!(!again.status.success() && err.contains("must be a folder that is empty"), "{err}");
+    }
+}
+
 #[tokio::test]
 async fn an_archived_tenant_is_refused_elsewhere_within_a_second() {
     let (app, acme, globex) = TestApp::with_tenants().await;

@@ -19,6 +19,7 @@ mod backup;
 mod certificate;
 mod doctor;
 mod erase;
+mod export;
 mod isolation;
 mod operator;
 mod provision;
@@ -49,7 +50,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Create, provision, list, show, suspend, resume, archive and erase tenants
+    /// Create, provision, list, show, suspend, resume, export, archive and erase tenants
     #[command(subcommand)]
     Tenant(tenant::Verb),
     /// Check the set-up: database, schema, privileges, object store, keys

@@ -1,5 +1,6 @@
 //! `tenancy-server tenant …`: the operator's work on tenants, straight on the database.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use chrono::SubsecRound as _;
@@ -10,7 +11,7 @@ use tenancy_core::{
 };
 use tenancy_sqlx::{PgCatalog, TenantDb};
 
-use super::{erase, provision, say};
+use super::{erase, export, provision, say};
 use crate::app::welcome;
 use crate::config::{Config, text};
 use crate::database::Database;
@@ -88,6 +89,19 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Export a tenant: its rows and objects as files that anybody can read
+    Export {
+        /// Slug or id
+        tenant: TenantHint,
+        /// The folder for the files: empty, or not there yet
+        into: PathBuf,
+        /// Rows as CSV [default: as NDJSON]
+        #[arg(long)]
+        csv: bool,
+        /// Print JSON: the operation
+        #[arg(long)]
+        json: bool,
+    },
     /// Erase an archived tenant: its rows and objects are gone for good
     Erase {
         /// Slug or id
@@ -123,6 +137,9 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
     let db = database.open(config).await?;
     if let Verb::Erase { tenant, confirm, reason, json } = verb {
         return erase::run(config, &db, &tenant, &confirm, &reason, json).await;
+    }
+    if let Verb::Export { tenant, into, csv, json } = verb {
+        return export::run(config, &db, &tenant, &into, csv, json).await;
     }
     if let Verb::Provision { tenant, json } = verb {
         return provision::run(config, &db, &tenant, json).await;
@@ -174,7 +191,7 @@ async fn act(config: &Config, db: &TenantDb, verb: Verb) -> Result<ExitCode> {
             }
         }
         Verb::Show { tenant, json } => print(&*find(catalog, &tenant).await?, json)?,
-        Verb::Erase { .. } | Verb::Provision { .. } => {}
+        Verb::Erase { .. } | Verb::Export { .. } | Verb::Provision { .. } => {}
         Verb::Archive { tenant, json } => go_to(catalog, &tenant, TenantStatus::Archived, &by, json).await?,
         Verb::Suspend { tenant, json } => go_to(catalog, &tenant, TenantStatus::Suspended, &by, json).await?,
         Verb::Resume { tenant, json } => go_to(catalog, &tenant, TenantStatus::Active, &by, json).await?,

@@ -1,5 +1,6 @@
 //! Long work that was asked for on the command line: done here, unless a running server has taken it.
 
+use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +23,13 @@ pub(super) async fn finish(
     json: bool,
     done: impl FnOnce(&Operation) -> String,
 ) -> Result<ExitCode> {
+    let operation = ended(db, worker, id).await?;
+    let said = done(&operation);
+    report(&operation, json, said)
+}
+
+/// Waits until the operation is done, and says meanwhile what it is at.
+pub(super) async fn ended(db: &TenantDb, worker: Operations, id: Uuid) -> Result<Operation> {
     let watch = async {
         let mut said = Said::new();
         loop {
@@ -41,10 +49,15 @@ pub(super) async fn finish(
     if operation.state != "done" {
         return Err(Error::new(ErrorKind::Conflict, operation.error.unwrap_or_else(|| format!("the operation is {}", operation.state))));
     }
+    Ok(operation)
+}
+
+/// Says what was done, or the operation as JSON.
+pub(super) fn report(operation: &Operation, json: bool, done: impl Display) -> Result<ExitCode> {
     if json {
         say(serde_json::json!(operation));
     } else {
-        say(done(&operation));
+        say(done);
     }
     Ok(ExitCode::SUCCESS)
 }
