@@ -116,27 +116,29 @@ async fn an_operator_exports_a_tenant_and_downloads_its_files() {
 async fn the_command_line_exports_into_a_folder() {
     let (app, folder) = (TestApp::start().await, Folder::new());
     let (acme, globex) = (app.tenant("acme").await, app.tenant("globex").await);
-    let document = fill(&acme).await;
-    fill(&globex).await;
+    let (document, theirs) = (fill(&acme).await, fill(&globex).await);
     let verb = |args: &[&str]| {
         let mut command = command(&folder, args);
         command.env("DATABASE_URL", app.database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", app.database.admin_url());
         command.env("TENANCY_DATA_DIR", &app.config.data_dir);
         run(command)
     };
-    for (format, file) in [(None, "public.attachments.ndjson"), (Some("--csv"), "public.attachments.csv")] {
-        let into = folder.0.join(file);
+    for (format, kind) in [(None, ".ndjson"), (Some("--csv"), ".csv")] {
+        let into = folder.0.join(kind);
         let args: Vec<&str> = ["tenant", "export", "acme", into.to_str().expect("UTF-8")].into_iter().chain(format).collect();
         let (done, out, err) = verb(&args);
         assert!(done.status.success() && out.contains("acme is exported"), "{out} {err}");
         let manifest: Value = serde_json::from_slice(&std::fs::read(into.join("manifest.json")).expect("a manifest")).expect("JSON");
         assert_eq!(manifest["objects"]["objects"], 1);
+        let mut tables = manifest["tables"].as_array().expect("tables").iter();
+        let file = tables.find(|table| table["table"] == "public.attachments").and_then(|table| table["file"].as_str()).expect("a file");
         let rows = std::fs::read_to_string(into.join(file)).expect("rows");
+        assert!(file.ends_with(kind), "{file}");
         assert!(rows.contains(&document), "{rows}");
         let list = std::fs::read_to_string(into.join("objects.ndjson")).expect("a list");
         let object: Value = serde_json::from_str(list.trim()).expect("one line");
         assert_eq!(std::fs::read(into.join(object["file"].as_str().expect("a name"))).expect("content"), vec![7; 1000]);
-        assert!(!rows.contains(&globex.id) && !list.contains(&globex.id), "nothing of another");
+        assert!(!rows.contains(&theirs) && !list.contains(&theirs), "nothing of another");
 
         let (again, _, err) = verb(&args);
         assert!(!again.status.success() && err.contains("must be a folder that is empty"), "{err}");
