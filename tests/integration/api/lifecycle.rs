@@ -120,7 +120,7 @@ async fn the_command_line_exports_into_a_folder() {
     let verb = |args: &[&str]| {
         let mut command = command(&folder, args);
         command.env("DATABASE_URL", app.database.app_url()).env("TENANCY_ADMIN_DATABASE_URL", app.database.admin_url());
-        command.env("TENANCY_DATA_DIR", &app.config.data_dir);
+        command.env("TENANCY_OBJECTS", format!("file://{}", app.config.data_dir.join("objects").display()));
         run(command)
     };
     for (format, kind) in [(None, ".ndjson"), (Some("--csv"), ".csv")] {
