@@ -101,7 +101,10 @@ impl Backups {
                 ));
             }
             if restoring.reaches_others(&fit.table, shape.is_apart()).await? {
-                return Err(Error::new(ErrorKind::Conflict, format!("{} shows rows of other tenants: check its isolation", fit.table.sql)));
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("{} lets other tenants' rows be read or deleted: check its isolation", fit.table.sql),
+                ));
             }
             report.insert(fit.table.sql.clone(), json!({ "rows": rows, "identical": fit.is_exact() }));
         }

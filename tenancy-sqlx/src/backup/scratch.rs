@@ -138,12 +138,12 @@ impl Restoring<'_> {
             quoted(&shape.name)
         );
         let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut self.tx).await.map_err(|error| does_not_fit(fit, error))?;
-        let sql = &fit.table.sql;
-        let why = match (row.get::<i64, _>(0), row.get::<i64, _>(1)) {
+        let (does, rows) = match (row.get::<i64, _>(0), row.get::<i64, _>(1)) {
             (0, 0) => return Ok(()),
-            (0, hidden) => format!("{hidden} rows of {sql} would be hidden by its row-level security"),
-            (refused, _) => format!("{refused} rows of {sql} are refused by its row-level security"),
+            (0, hidden) => ("hides", hidden),
+            (refused, _) => ("refuses", refused),
         };
+        let why = format!("the row-level security of {} {does} {rows} of its rows", fit.table.sql);
         Err(Error::new(ErrorKind::Conflict, why))
     }
 }
@@ -156,8 +156,12 @@ fn broken(fit: &Fit, rule: &str) -> Error {
 fn breaking(fit: &Fit, error: Error) -> Error {
     let said = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<sqlx::Error>());
     let said = said.and_then(sqlx::Error::as_database_error);
-    match said.filter(|db| db.code().is_some_and(|code| code.starts_with("23"))) {
-        Some(db) => broken(fit, db.constraint().unwrap_or("a constraint")).with_source(error),
-        None => error,
+    match said.and_then(|db| Some((db, db.code()?))) {
+        Some((db, code)) if code.starts_with("23") => broken(fit, db.constraint().unwrap_or("a constraint")).with_source(error),
+        Some((db, code)) if code.starts_with("22") => {
+            let why = format!("the backup does not fit {}: {}", fit.table.sql, db.message());
+            Error::new(ErrorKind::Conflict, why).with_source(error)
+        }
+        _ => error,
     }
 }
