@@ -5,6 +5,7 @@ mod broken;
 mod called_off;
 mod canary;
 mod drift;
+mod drilled;
 mod kept;
 mod new_ids;
 mod random;

@@ -115,25 +115,31 @@ impl Fit {
     /// The statements that make room for the rows, and where COPY puts them; `n` tells the tables apart.
     pub(super) fn make(&self, n: usize, app: &str) -> (String, String) {
         let columns: Vec<String> = self.columns().map(|column| format!("{} {}", column.quoted(), column.kind)).collect();
-        let mut make = format!("create temp table s{n} ({}) on commit drop; grant select on s{n} to {app}", columns.join(", "));
-        let mut into = format!("s{n}");
-        if !self.is_direct() {
-            into = format!("r{n}");
-            let raw: Vec<String> =
-                self.was.stored().map(|was| format!("{} {}", was.quoted(), if was.binary { &was.kind } else { "text" })).collect();
-            make = format!("{make}; create temp table r{n} ({}) on commit drop", raw.join(", "));
-        }
-        let stored: Vec<String> = self.was.stored().map(Column::quoted).collect();
-        (make, format!("COPY {into}{} FROM STDIN (FORMAT binary)", listed(&stored)))
+        let make = format!("create temp table s{n} ({}) on commit drop; grant select on s{n} to {app}", columns.join(", "));
+        let make = self.raw(n).map_or_else(|| make.clone(), |raw| format!("{make}; {raw}"));
+        (make, self.copy(n))
     }
 
-    /// What is left to do once the rows are there.
-    pub(super) fn ready(&self, n: usize) -> String {
-        // Statistics of the key are all that joins by it go by.
-        let key: Vec<String> = self.table.key.iter().map(|name| quoted(name)).collect();
-        let analyze = format!("analyze s{n}{}", listed(&key));
+    /// Makes room for what can't be loaded where it belongs.
+    pub(super) fn raw(&self, n: usize) -> Option<String> {
         if self.is_direct() {
-            return analyze;
+            return None;
+        }
+        let raw: Vec<String> =
+            self.was.stored().map(|was| format!("{} {}", was.quoted(), if was.binary { &was.kind } else { "text" })).collect();
+        Some(format!("create temp table r{n} ({}) on commit drop", raw.join(", ")))
+    }
+
+    /// The COPY that loads.
+    pub(super) fn copy(&self, n: usize) -> String {
+        let stored: Vec<String> = self.was.stored().map(Column::quoted).collect();
+        format!("COPY {}{n}{} FROM STDIN (FORMAT binary)", if self.is_direct() { "s" } else { "r" }, listed(&stored))
+    }
+
+    /// Brings rows to where they belong that could not be loaded there.
+    pub(super) fn spread(&self, n: usize) -> Option<String> {
+        if self.is_direct() {
+            return None;
         }
         let columns: Vec<String> = self.columns().map(Column::quoted).collect();
         let values: Vec<String> = self
@@ -143,7 +149,18 @@ impl Fit {
                 _ => now.quoted(),
             })
             .collect();
-        format!("insert into s{n}{} select {} from r{n}; drop table r{n}; {analyze}", listed(&columns), values.join(", "))
+        Some(format!("insert into s{n}{} select {} from r{n}", listed(&columns), values.join(", ")))
+    }
+
+    /// What is left to do once the rows are there.
+    pub(super) fn ready(&self, n: usize) -> String {
+        // Statistics of the key are all that joins by it go by.
+        let key: Vec<String> = self.table.key.iter().map(|name| quoted(name)).collect();
+        let analyze = format!("analyze s{n}{}", listed(&key));
+        match self.spread(n) {
+            Some(spread) => format!("{spread}; drop table r{n}; {analyze}"),
+            None => analyze,
+        }
     }
 
     fn same_key(&self) -> String {

@@ -60,6 +60,7 @@ mod renew;
 mod request;
 mod restore;
 mod schedule;
+mod scratch;
 mod session;
 mod sweep;
 mod tables;

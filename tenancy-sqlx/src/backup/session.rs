@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 use tenancy_core::{Actor, Error, ErrorKind, NewTenant, Result, TenantId};
 
 use super::fit::Fit;
-use super::tables::{self, Table, quoted};
+use super::tables::{self, Reference, Table, quoted};
 use crate::dangerous::begin_as;
 use crate::db::Inner;
 use crate::error::from_sqlx;
@@ -182,33 +182,40 @@ impl<'a> Restoring<'a> {
     /// [`Conflict`](ErrorKind::Conflict), naming those that some row breaks.
     pub(super) async fn check_references(&mut self, all: &[Table], fits: &[Fit], changed: &[Changed]) -> Result<()> {
         let touched = |sql: &str| fits.iter().zip(changed).any(|(fit, changed)| fit.table.sql == sql && !changed.is_none());
-        let mut broken = Vec::new();
+        let mut keys = Vec::new();
         for table in all {
-            for key in table.refers.iter().filter(|key| touched(&table.sql) || touched(&key.to)) {
-                let given = |sep: &str, not: &str| {
-                    key.pairs.iter().map(|(here, _)| format!("t.{} is {not}null", quoted(here))).collect::<Vec<_>>().join(sep)
-                };
-                let same: Vec<String> = key.pairs.iter().map(|(here, there)| format!("u.{} = t.{}", quoted(there), quoted(here))).collect();
-                // MATCH FULL: all columns or none.
-                let half =
-                    if key.full { format!(" or not ({}) and not ({})", given(" and ", "not "), given(" and ", "")) } else { String::new() };
-                let sql = format!(
-                    "select count(*) from {} t where t.{} = $1 and (({}) and not exists (select from {} u where {}){half})",
-                    table.from(),
-                    quoted(&table.tenant_column),
-                    given(" and ", "not "),
-                    key.to,
-                    same.join(" and "),
-                );
-                let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid());
-                let rows: i64 = query.fetch_one(&mut self.tx).await.map_err(|error| {
-                    let why =
-                        format!("{}'s foreign key {} can't be looked after: let the application read {}", table.sql, key.name, key.to);
-                    Error::new(ErrorKind::Misconfigured, why).with_source(error)
-                })?;
-                if rows > 0 {
-                    broken.push(format!("{rows} of {} by {}", table.sql, key.name));
-                }
+            let of = table.refers.iter().filter(|key| touched(&table.sql) || touched(&key.to));
+            keys.extend(of.map(|key| (table, key, table.from(), key.to.clone())));
+        }
+        self.check_keys(&keys).await
+    }
+
+    /// Looks after foreign keys, each with where the rows are that refer, and those that are referred to.
+    pub(super) async fn check_keys(&mut self, keys: &[(&Table, &Reference, String, String)]) -> Result<()> {
+        let mut broken = Vec::new();
+        for (table, key, from, to) in keys {
+            let given = |sep: &str, not: &str| {
+                key.pairs.iter().map(|(here, _)| format!("t.{} is {not}null", quoted(here))).collect::<Vec<_>>().join(sep)
+            };
+            let same: Vec<String> = key.pairs.iter().map(|(here, there)| format!("u.{} = t.{}", quoted(there), quoted(here))).collect();
+            // MATCH FULL: all columns or none.
+            let half =
+                if key.full { format!(" or not ({}) and not ({})", given(" and ", "not "), given(" and ", "")) } else { String::new() };
+            let sql = format!(
+                "select count(*) from {} t where t.{} = $1 and (({}) and not exists (select from {} u where {}){half})",
+                from,
+                quoted(&table.tenant_column),
+                given(" and ", "not "),
+                to,
+                same.join(" and "),
+            );
+            let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid());
+            let rows: i64 = query.fetch_one(&mut self.tx).await.map_err(|error| {
+                let why = format!("{}'s foreign key {} can't be looked after: let the application read {}", table.sql, key.name, key.to);
+                Error::new(ErrorKind::Misconfigured, why).with_source(error)
+            })?;
+            if rows > 0 {
+                broken.push(format!("{rows} of {} by {}", table.sql, key.name));
             }
         }
         if broken.is_empty() {
@@ -264,16 +271,17 @@ impl<'a> Restoring<'a> {
         self.tx.control(&sql).await.map_err(from_sqlx)
     }
 
-    /// How many rows of somebody else it sees, or could delete.
-    pub(super) async fn others(&mut self, table: &Table) -> Result<u64> {
-        let (from, column) = (table.from(), quoted(&table.tenant_column));
-        let sql = format!(
-            "with gone as (delete from {from} t where t.{column} <> $1 returning 1)
-             select (select count(*) from {from} t where t.{column} <> $1) + (select count(*) from gone)"
-        );
-        let rows: i64 =
-            sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await.map_err(from_sqlx)?;
-        Ok(rows.cast_unsigned())
+    /// Whether it sees a row of somebody else, or could delete one. Where none of its own is there, also without saying whose.
+    pub(super) async fn reaches_others(&mut self, table: &Table, written: bool) -> Result<bool> {
+        let (from, tenant) = (table.from(), self.tenant);
+        let theirs = format!("where t.{} <> '{tenant}'", quoted(&table.tenant_column));
+        let seen = format!("select exists (select from {from} t {theirs})");
+        if sqlx::query_scalar(AssertSqlSafe(seen)).fetch_one(&mut self.tx).await.map_err(from_sqlx)? {
+            return Ok(true);
+        }
+        let gone = format!("delete from {from} t {}", if written { &theirs } else { "" });
+        let gone = sqlx::query(AssertSqlSafe(gone)).execute(&mut self.tx).await.map_err(from_sqlx)?;
+        Ok(gone.rows_affected() > 0)
     }
 
     /// The rows are written: what is left is the kit's own business, with its triggers.
@@ -297,7 +305,7 @@ pub(super) fn does_not_fit(fit: &Fit, error: sqlx::Error) -> Error {
     }
 }
 
-fn conflicting(fit: &Fit, error: sqlx::Error) -> Error {
+pub(super) fn conflicting(fit: &Fit, error: sqlx::Error) -> Error {
     match error.as_database_error() {
         Some(db) if db.code().is_some_and(|code| code.starts_with("23")) => {
             let rule = db.constraint().unwrap_or("a constraint").to_owned();

@@ -12,7 +12,7 @@ use object_store::path::Path;
 use sqlx::{AssertSqlSafe, Executor};
 use tenancy_core::TenantContext;
 use tenancy_sqlx::TenantDb;
-use tenancy_sqlx::backup::{BackupKeys, Backups, NewRestore};
+use tenancy_sqlx::backup::{BackupKeys, Backups, NewClone, NewRestore};
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::testing::TestDatabase;
 use uuid::Uuid;
@@ -67,25 +67,47 @@ impl World {
         self.done(&self.backups, id).await.map(drop)
     }
 
-    /// The p50 and p99 of another tenant's reads and writes until `over`, in milliseconds.
-    async fn neighbour(&self, over: &AtomicBool) -> Result<(f64, f64), Box<dyn Error>> {
-        let mut took = Vec::new();
+    /// Makes another tenant of the backup, and gives its id.
+    async fn clone_tenant(&self, backup: Uuid, slug: &str) -> Result<String, Box<dyn Error>> {
+        let mut tx = self.db.dangerous().begin_system("a benchmark clones").await?;
+        let id = tx.request_clone(self.tenant.tenant_id(), &NewClone::new(backup, slug.parse()?), None).await?.id;
+        tx.commit().await?;
+        Ok(self.done(&self.backups, id).await?["tenant_id"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What another tenant reads and writes in a transaction that waits for no lock longer than 100 ms.
+    async fn reads_and_writes(&self) -> Result<(), Box<dyn Error>> {
+        let mut tx = self.db.begin(&self.other).await?;
+        sqlx::query("set local lock_timeout = '100ms'").execute(&mut tx).await?;
+        sqlx::query("select count(*) from (select from orders where tenant_id = $1 order by id limit 100) x")
+            .bind(self.other.tenant_id().as_uuid())
+            .fetch_one(&mut tx)
+            .await?;
+        sqlx::query("insert into orders (id, at, amount, note) values (gen_random_uuid(), now(), 1, 'x')").execute(&mut tx).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// The p50 and p99 of another tenant's transactions until `over`, in milliseconds, how many there were, and how many waited for a lock in vain.
+    async fn neighbour(&self, over: &AtomicBool) -> Result<(f64, f64, usize, usize), Box<dyn Error>> {
+        let (mut took, mut waited) = (Vec::new(), 0);
         while !over.load(Ordering::Relaxed) {
             let start = Instant::now();
-            let mut tx = self.db.begin(&self.other).await?;
-            sqlx::query("select count(*) from (select from orders where tenant_id = $1 order by id limit 100) x")
-                .bind(self.other.tenant_id().as_uuid())
-                .fetch_one(&mut tx)
-                .await?;
-            sqlx::query("insert into orders (id, at, amount, note) values (gen_random_uuid(), now(), 1, 'x')").execute(&mut tx).await?;
-            tx.commit().await?;
+            match self.reads_and_writes().await {
+                Err(error) if is_lock_timeout(&*error) => waited += 1,
+                done => done?,
+            }
             took.push(start.elapsed());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         took.sort_unstable();
         let at = |part: usize| took[took.len() * part / 100].as_secs_f64() * 1e3;
-        Ok((at(50), at(99)))
+        Ok((at(50), at(99), took.len(), waited))
     }
+}
+
+fn is_lock_timeout(error: &(dyn Error + 'static)) -> bool {
+    let said = error.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    said.and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 /// The most memory that this process has had since the last call, in MiB, and how much it has now. `None` where the system doesn't tell.
@@ -106,6 +128,16 @@ fn run(command: &mut Command) -> Result<Duration, Box<dyn Error>> {
     let start = Instant::now();
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
     if status.success() { Ok(start.elapsed()) } else { Err(format!("{command:?}: {status}").into()) }
+}
+
+/// Removes all rows of a tenant, and what is left of them.
+async fn gone(eye: &mut sqlx::PgConnection, tenant: &str) -> Result<(), Box<dyn Error>> {
+    let rows = format!("delete from lines where tenant_id = '{tenant}'; delete from orders where tenant_id = '{tenant}'");
+    eye.execute(AssertSqlSafe(rows)).await?;
+    for sql in ["vacuum analyze lines", "vacuum analyze orders"] {
+        eye.execute(sql).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
@@ -152,7 +184,7 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
     let world = World { db, backups: fast.clone(), tenant: tenants[1].clone(), other: tenants[2].clone() };
 
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(&mut same).await?;
-    let [mut dump, mut take, mut restored, mut merged, mut replaced, mut drilled] = [const { Vec::new() }; 6];
+    let [mut dump, mut take, mut restored, mut merged, mut replaced, mut drilled, mut cloned] = [const { Vec::new() }; 7];
     let file = folder.join("dump");
     let mut backup = (Uuid::nil(), 0);
     let (mut memory, mut restoring) = (0, 0);
@@ -182,37 +214,46 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
         let start = Instant::now();
         world.drill(backup.0).await?;
         drilled.push(start.elapsed());
-        eye.execute(AssertSqlSafe(format!(
-            "delete from lines where tenant_id = '{tenant}'; delete from orders where tenant_id = '{tenant}'"
-        )))
-        .await?;
+        let start = Instant::now();
+        let clone = world.clone_tenant(backup.0, &format!("clone-{round}")).await?;
+        cloned.push(start.elapsed());
+        gone(&mut eye, &clone).await?;
+        gone(&mut eye, &tenant.to_string()).await?;
         let start = Instant::now();
         world.restore(backup.0).await?;
         replaced.push(start.elapsed());
-        eye.execute("vacuum orders").await?;
-        eye.execute("vacuum lines").await?;
     }
     let (dump, restored) = (median(dump), median(restored));
     println!("\nOne tenant of {TENANTS}, {} rows\n| | s | times as fast |\n|---|---:|---:|", 2 * ROWS);
     println!("| pg_dump -Fc -Z1 of the same rows alone ({:.1} MB) | {dump:.2} | 1 |", std::fs::metadata(&file)?.len() as f64 / 1e6);
     println!("| **backup**, encrypted ({:.1} MB) | {:.2} | {:.2} |", backup.1 as f64 / 1e6, median(take.clone()), dump / median(take));
     println!("| pg_restore into an empty database | {restored:.2} | 1 |");
-    for (what, took) in [("**restore**, nothing changed", merged), ("**restore**, all rows gone", replaced), ("**drill**", drilled)] {
+    for (what, took) in [
+        ("**restore**, nothing changed", merged),
+        ("**restore**, all rows gone", replaced),
+        ("**clone** into a new tenant", cloned),
+        ("**drill**", drilled),
+    ] {
         let took = median(took);
         println!("| {what} | {took:.2} | {:.2} |", restored / took);
     }
 
     println!("\nMemory that it took, beside what the process had: {memory} MiB for a backup, {restoring} MiB for a restore");
 
-    println!("\nAnother tenant meanwhile\n| | p50 ms | p99 ms |\n|---|---:|---:|");
+    println!("\nAnother tenant meanwhile\n| | p50 ms | p99 ms | over 100 ms for a lock |\n|---|---:|---:|---:|");
     let mut idle = 0.0;
-    for what in ["idle", "backup at the default pace", "backup as fast as it can", "restore, nothing changed"] {
+    let all_gone = "restore, all rows gone";
+    for what in ["idle", "backup at the default pace", "backup as fast as it can", "drill", "restore, nothing changed", all_gone] {
+        if what == all_gone {
+            gone(&mut eye, &tenant.to_string()).await?;
+        }
         let over = AtomicBool::new(false);
         let work = async {
             match what {
                 "idle" => tokio::time::sleep(Duration::from_secs(5)).await,
                 "backup at the default pace" => drop(world.take(&backups).await?),
                 "backup as fast as it can" => drop(world.take(&fast).await?),
+                "drill" => world.drill(backup.0).await?,
                 _ => world.restore(backup.0).await?,
             }
             Ok::<_, Box<dyn Error>>(())
@@ -224,9 +265,9 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
         };
         let (done, felt) = tokio::join!(work, world.neighbour(&over));
         done?;
-        let (p50, p99) = felt?;
+        let (p50, p99, all, waited) = felt?;
         idle = if what == "idle" { p99 } else { idle };
-        println!("| {what} | {p50:.2} | {p99:.2} ({:.2} times) |", p99 / idle);
+        println!("| {what} | {p50:.2} | {p99:.2} ({:.2} times) | {waited} of {all} |", p99 / idle);
     }
     std::fs::remove_dir_all(folder)?;
     Ok(())

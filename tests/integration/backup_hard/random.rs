@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tenancy_core::TenantContext;
 use tenancy_sqlx::backup::NewRestore;
 
+use super::drilled::drill;
 use crate::backup::{World, as_owner, digests};
 
 const OWN: &str = "
@@ -331,8 +332,10 @@ async fn comes_back(seed: u64) {
     for (cx, backup, was) in &of {
         let other = if cx.tenant_id() == acme.tenant_id() { globex } else { acme };
         let (before, others) = (seen(&mut eye, cx, &tables).await, seen(&mut eye, other, &tables).await);
+        let drilled = drill(&world, cx, *backup).await;
+        assert_eq!((drilled.state.as_str(), drilled.error), ("done", None), "seed {seed}: {sql}");
         let told = world.restore(cx, &NewRestore::new(*backup).dry_run()).await;
-        assert_eq!(seen(&mut eye, cx, &tables).await, before, "seed {seed}: a dry run changes nothing");
+        assert_eq!(seen(&mut eye, cx, &tables).await, before, "seed {seed}: a drill and a dry run change nothing");
         let done = world.restore(cx, &NewRestore::new(*backup).without_backup()).await;
         assert_eq!(seen(&mut eye, cx, &tables).await, *was, "seed {seed}: {sql}");
         assert_eq!(seen(&mut eye, other, &tables).await, others, "seed {seed}: nobody else");
