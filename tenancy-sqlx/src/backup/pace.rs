@@ -20,7 +20,7 @@ pub(super) struct Pace {
 }
 
 /// What may be read at once after a pause: so much time's worth.
-const BURST: Duration = Duration::from_millis(200);
+const BURST: Duration = Duration::from_millis(50);
 
 impl Pace {
     pub(super) fn new(rate: Option<std::num::NonZeroU64>, bytes: Arc<AtomicU64>) -> Self {
@@ -69,8 +69,8 @@ mod tests {
         assert_eq!(pace.wait(100, start), Some(Duration::from_millis(100)));
         assert_eq!(pace.wait(100, start), Some(Duration::from_millis(200)), "what is owed adds up");
         let later = start + Duration::from_secs(60);
-        assert_eq!(pace.wait(100, later), None, "a pause lets some through at once");
-        assert_eq!(pace.wait(1_000, later), Some(Duration::from_millis(900)));
+        assert_eq!(pace.wait(50, later), None, "a pause lets some through at once");
+        assert_eq!(pace.wait(1_000, later), Some(Duration::from_millis(1_000)));
         assert_eq!(Pace::new(None, Arc::default()).wait(usize::MAX, start), None);
     }
 }

@@ -28,12 +28,14 @@ pub(super) async fn tables(inner: &Inner) -> Result<Vec<Table>> {
 ///
 /// # Errors
 /// [`Unavailable`](ErrorKind::Unavailable) while another backup reads.
-pub(super) async fn begin_snapshot(inner: &Inner) -> Result<SystemTx> {
+pub(super) async fn begin_snapshot(inner: &Inner, paced: bool) -> Result<SystemTx> {
     let role = inner.roles.backup();
+    // Sorted on all cores the rows would be there at once, and wait for the pace then.
+    let kind = if paced { "SET LOCAL max_parallel_workers_per_gather = 0;" } else { "" };
     // With its first snapshot it can't be SET to READ WRITE any more. row_security: an error rather than fewer rows, should the role be bound.
     let begin = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL ROLE {role}; SET LOCAL row_security = off;
-         SET LOCAL extra_float_digits = 1; SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT"
+         SET LOCAL extra_float_digits = 1; SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; {kind} SELECT"
     );
     let mut tx = begin_as(inner, Actor::System, &begin, &[role]).await?;
     let alone: bool =
@@ -305,7 +307,7 @@ pub(super) fn does_not_fit(fit: &Fit, error: sqlx::Error) -> Error {
     }
 }
 
-pub(super) fn conflicting(fit: &Fit, error: sqlx::Error) -> Error {
+fn conflicting(fit: &Fit, error: sqlx::Error) -> Error {
     match error.as_database_error() {
         Some(db) if db.code().is_some_and(|code| code.starts_with("23")) => {
             let rule = db.constraint().unwrap_or("a constraint").to_owned();

@@ -109,7 +109,7 @@ impl Backups {
         self.look(&mut seen, (tenant, key), &mut pace, &mut teller).await?;
         self.halted("objects").await;
 
-        let mut tx = begin_snapshot(self.db.inner()).await?;
+        let mut tx = begin_snapshot(self.db.inner(), self.pace.is_some()).await?;
         let tables = tables::read(&mut tx).await?;
         let (taken_at, server, was, journal) = details::read(&mut tx, tenant.as_uuid()).await?;
         let header = Header::new(tenant, id, key, self.encrypted, self.db.inner().clock.now());

@@ -92,8 +92,8 @@ async fn row_level_security_that_refuses_a_row_or_hides_it_is_found() {
         ("create policy few on docs as restrictive for select to tenancy_app using (n < @)", "70001", "70000", "of public.docs hides 1 of its rows"),
         ("create policy few on docs as restrictive to public using (docs.n < (select @ where docs.tenant_id = tenancy.current_tenant()))", "70001", "70000", "refuses 1"),
         // These are asked of the real tables.
-        ("create policy few on parts as restrictive to tenancy_app using (exists (select from docs d where d.id = doc and d.n < @))", "70001", "70000", "row-level security"),
-        (function, "70001", "70000", "row-level security"),
+        ("create policy few on parts as restrictive to tenancy_app using (exists (select from docs d where d.id = doc and d.n < @))", "70001", "70000", "new row violates row-level security"),
+        (function, "70001", "70000", "new row violates row-level security"),
     ])
     .await;
     // Not of the application's role.
