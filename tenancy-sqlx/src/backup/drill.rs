@@ -67,8 +67,8 @@ impl Backups {
         progress.at("verifying", 0, None, "").await?;
         restoring.check_references(&source.tables, fits, &changed).await?;
         let mut tables = BTreeMap::new();
+        self.verify(&mut restoring, source, &changed, None).await?;
         for (fit, changed) in fits.iter().zip(&changed) {
-            self.verify(&mut restoring, source, (fit, changed), None).await?;
             if restoring.others(&fit.table).await? > 0 {
                 return Err(Error::new(ErrorKind::Conflict, format!("{} shows rows of other tenants: check its isolation", fit.table.sql)));
             }
