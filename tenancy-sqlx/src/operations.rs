@@ -78,13 +78,14 @@ pub trait Handler: Send + Sync + 'static {
     /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later; any other one ends it.
     async fn run(&self, operation: &Operation, progress: &Progress) -> Result<Value>;
 
-    /// Undoes what the operation did, as part of the transaction that ends it as cancelled. Its work has stopped by then, in the middle of
-    /// whatever it did. `false` if it is too late: it is gone on with then, to its end.
+    /// Undoes what the operation did. Its work has stopped by then, in the middle of whatever it did, and none of it can be committed any
+    /// more. As `run`, it may have been stopped at any point, and may [end](Progress::cancelled) the operation with its last write.
+    /// `false` if it is too late: it is gone on with then, to its end.
     ///
     /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later; any other one ends the
     /// operation as failed.
-    async fn cancel(&self, operation: &Operation, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
-        let _ = (operation, progress, tx);
+    async fn cancel(&self, operation: &Operation, progress: &Progress) -> Result<bool> {
+        let _ = (operation, progress);
         Ok(true)
     }
 }
@@ -216,8 +217,8 @@ impl Operations {
         self
     }
 
-    /// For how long a claim holds without being renewed, which happens three times as often: 15 s unless said. So long may the work of a
-    /// node that died stand still.
+    /// For how long a claim holds without being renewed, which happens when a third of it has passed: 15 s unless said. So long may the
+    /// work of a node that died stand still.
     #[must_use]
     pub fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = lease.max(Duration::from_millis(300));
@@ -273,7 +274,7 @@ impl Operations {
         let mut cancelling = operation.cancel_asked_at.is_some();
         if !cancelling {
             cancelling = tokio::select! {
-                outcome = handler.run(&operation, &progress) => { progress.end(outcome).await?; false }
+                outcome = handler.run(&operation, &progress) => { progress.end(outcome.map(Some)).await?; false }
                 ended = self.keep(&progress, true) => match ended { Ended::Cancelled => true, Ended::Lost(error) => return Err(error) },
             };
         }
@@ -288,15 +289,17 @@ impl Operations {
         Ok(Some(operation.id))
     }
 
-    /// Renews the claim until it is lost, or the operation is to be called off.
+    /// Renews the claim, when a third of it has passed, until it is lost, or the operation is to be called off.
     async fn keep(&self, progress: &Progress, may_cancel: bool) -> Ended {
         let mut renewed = tokio::time::Instant::now();
         loop {
             tokio::time::sleep((self.lease / 3).min(LOOK)).await;
             let asked = tokio::time::Instant::now();
-            match tokio::time::timeout(self.lease / 3, progress.renew(self.lease)).await {
+            let is_due = renewed.elapsed() >= self.lease / 3;
+            match tokio::time::timeout(self.lease / 3, progress.look(is_due.then_some(self.lease))).await {
                 Ok(Ok(true)) if may_cancel => return Ended::Cancelled,
-                Ok(Ok(_)) => renewed = asked,
+                Ok(Ok(_)) if is_due => renewed = asked,
+                Ok(Ok(_)) => {}
                 Ok(Err(error)) if error.kind() == ErrorKind::Conflict => match progress.has_ended().await {
                     Ok(true) => return std::future::pending().await, // by its own last step: there is nothing to renew
                     _ => return Ended::Lost(error),
@@ -472,6 +475,18 @@ impl Progress {
         sqlx::query(query).bind(self.id).bind(Json(result)).bind(bytes).execute(tx).await.map(drop).map_err(from_sqlx)
     }
 
+    /// Ends the operation as cancelled, as part of a transaction from [`begin`](Progress::begin): for what must be undone in one with it.
+    ///
+    /// # Errors
+    /// As any statement.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the transaction: it can't be committed.
+    pub async fn cancelled(&self, tx: &mut SystemTx) -> Result<()> {
+        let query = "update tenancy.operations set state = 'cancelled', error = null, claimed_until = null, updated_at = clock_timestamp() where id = $1";
+        sqlx::query(query).bind(self.id).execute(tx).await.map(drop).map_err(from_sqlx)
+    }
+
     /// Says why it failed, as part of a transaction from [`begin`](Progress::begin): it is tried again, or over.
     pub(crate) async fn failed(&self, tx: &mut SystemTx, error: &Error) -> Result<()> {
         let again = is_tried_again(error);
@@ -481,13 +496,26 @@ impl Progress {
         sqlx::query(query).bind(self.id).bind(error.to_string()).bind(again).execute(tx).await.map(drop).map_err(from_sqlx)
     }
 
-    /// Gives whether the operation is to be called off.
-    async fn renew(&self, lease: Duration) -> Result<bool> {
-        let mut tx = self.begin().await?;
-        let query = "update tenancy.operations set claimed_until = clock_timestamp() + $2 * interval '1 second' where id = $1 returning cancel_asked_at is not null";
-        let cancel = sqlx::query_scalar(query).bind(self.id).bind(lease.as_secs_f64()).fetch_one(&mut tx).await.map_err(from_sqlx)?;
+    /// Gives whether the operation is to be called off, and renews the claim for so long.
+    async fn look(&self, renew: Option<Duration>) -> Result<bool> {
+        let query = match renew {
+            Some(lease) => sqlx::query_scalar(
+                "update tenancy.operations set claimed_until = clock_timestamp() + $3 * interval '1 second'
+                  where id = $1 and attempts = $2 and state = 'running' returning cancel_asked_at is not null",
+            )
+            .bind(self.id)
+            .bind(self.attempt)
+            .bind(lease.as_secs_f64()),
+            None => sqlx::query_scalar(
+                "select cancel_asked_at is not null from tenancy.operations where id = $1 and attempts = $2 and state = 'running'",
+            )
+            .bind(self.id)
+            .bind(self.attempt),
+        };
+        let mut tx = self.read().await?;
+        let cancel = query.fetch_optional(&mut tx).await.map_err(from_sqlx)?;
         tx.commit().await?;
-        Ok(cancel)
+        cancel.ok_or_else(lost)
     }
 
     /// Whether this attempt has ended the operation.
@@ -498,33 +526,29 @@ impl Progress {
 
     /// Ends the operation as cancelled, or goes on with it to its end if it is too late for that.
     async fn call_off(&self, operation: &Operation, handler: &dyn Handler) -> Result<()> {
-        let undone = async {
-            let mut tx = self.begin().await?;
-            let query =
-                "update tenancy.operations set state = 'cancelled', claimed_until = null, updated_at = clock_timestamp() where id = $1";
-            sqlx::query(query).bind(self.id).execute(&mut tx).await.map_err(from_sqlx)?;
-            if handler.cancel(operation, self, &mut tx).await? {
-                tx.commit().await.map(|()| true)
-            } else {
-                tx.rollback().await.map(|()| false)
-            }
-        };
-        match undone.await {
-            Ok(true) => Ok(()),
-            Ok(false) => self.end(handler.run(operation, self).await).await,
-            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()), // it had ended, or is another node's
-            Err(error) => self.end(Err(error)).await,
+        match self.begin().await {
+            Ok(tx) => tx.rollback().await?, // what was about to be committed is, or never will be
+            Err(error) if error.kind() == ErrorKind::Conflict => return Ok(()), // it had ended, or is another node's
+            Err(error) => return Err(error),
         }
+        let outcome = match handler.cancel(operation, self).await {
+            Ok(true) => Ok(None),
+            Ok(false) => handler.run(operation, self).await.map(Some),
+            Err(error) => Err(error),
+        };
+        self.end(outcome).await
     }
 
-    async fn end(&self, outcome: Result<Value>) -> Result<()> {
+    /// Ends the operation with a result, as cancelled, or as failed, unless its own last step has.
+    async fn end(&self, outcome: Result<Option<Value>>) -> Result<()> {
         let mut tx = match self.begin().await {
             Ok(tx) => tx,
             Err(error) if error.kind() == ErrorKind::Conflict => return Ok(()), // its own last step has ended it, or it is another node's
             Err(error) => return Err(error),
         };
         match outcome {
-            Ok(result) => self.done(&mut tx, &result).await?,
+            Ok(Some(result)) => self.done(&mut tx, &result).await?,
+            Ok(None) => self.cancelled(&mut tx).await?,
             Err(error) => self.failed(&mut tx, &error).await?,
         }
         tx.commit().await

@@ -171,14 +171,6 @@ impl Backups {
         Ok(json!(restoring.gauges(source.details.tenant.gauges.clone()).await?))
     }
 
-    /// Makes sure that a table is to the last bit what was staged.
-    pub(super) async fn verify_staged(&self, restoring: &mut Restoring<'_>, n: usize, fit: &Fit) -> Result<()> {
-        if restoring.staged(n).await? != restoring.count(&fit.table).await? || !restoring.difference(n, fit).await?.is_none() {
-            return Err(refused(format!("{} has other rows than it had then after a restore", fit.table.sql)));
-        }
-        Ok(())
-    }
-
     /// What becomes of objects: how many of the backup's come back (none go), and which ones the rows name that are neither there nor in it.
     pub(super) async fn objects_as_of(
         &self,

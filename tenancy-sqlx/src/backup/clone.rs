@@ -8,7 +8,6 @@ use super::session::Restoring;
 use super::{Backups, NewClone, NewRestore};
 use crate::error::from_sqlx;
 use crate::operations::{Operation, Progress, is_tried_again};
-use crate::tx::SystemTx;
 
 impl Backups {
     pub(super) async fn clone_tenant(&self, operation: &Operation, progress: &Progress) -> Result<Value> {
@@ -17,22 +16,21 @@ impl Backups {
             .map_err(|error| Error::new(ErrorKind::Internal, "the operation can't be read").with_source(error))?;
         let new = self.new_id(progress).await?;
         let made = self.cloned(&asked, (tenant, new), operation, progress).await;
-        if made.as_ref().is_err_and(|error| !is_tried_again(error))
-            && let Some(objects) = &self.objects
-        {
-            // There is no such tenant, and will not be one.
-            tenancy_core::erase::Erasable::erase(objects, new).await?;
+        if made.as_ref().is_err_and(|error| !is_tried_again(error)) {
+            self.discard_clone(progress).await?;
         }
         made
     }
 
     /// There is no such tenant, and will not be one: nor are there objects of it.
-    pub(super) async fn cancel_clone(&self, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
-        let named = progress.finished_in(tx, "named").await?.and_then(|id| serde_json::from_value(id).ok());
-        if let (Some(objects), Some(new)) = (&self.objects, named) {
-            tenancy_core::erase::Erasable::erase(objects, TenantId::from_uuid(new)?).await?;
+    pub(super) async fn discard_clone(&self, progress: &Progress) -> Result<()> {
+        let mut tx = progress.begin().await?; // another node's is not to be touched
+        let named = progress.finished_in(&mut tx, "named").await?.and_then(|id| serde_json::from_value(id).ok());
+        tx.rollback().await?;
+        match (&self.objects, named) {
+            (Some(objects), Some(new)) => tenancy_core::erase::Erasable::erase(objects, TenantId::from_uuid(new)?).await,
+            _ => Ok(()),
         }
-        Ok(true)
     }
 
     /// The new tenant's id, the same in each attempt.
@@ -88,9 +86,7 @@ impl Backups {
         let changed = restoring.merge(fits).await?;
         progress.at("verifying", 0, None, "").await?;
         restoring.check_references(&source.tables, fits, &changed).await?;
-        for (fit, changed) in fits.iter().zip(&changed) {
-            self.verify(&mut restoring, &source, (fit, changed), renewal.as_ref()).await?;
-        }
+        self.verify(&mut restoring, &source, &changed, renewal.as_ref()).await?;
         let mut tx = self.written(restoring, fits).await?;
         self.put_settings(&mut tx, was, new).await?;
         let copy = sqlx::query("select tenancy.clone_quotas($1, $2)").bind(tenant.as_uuid()).bind(new.as_uuid());

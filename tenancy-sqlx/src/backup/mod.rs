@@ -42,7 +42,6 @@ use uuid::Uuid;
 
 use crate::db::TenantDb;
 use crate::operations::{Handler, Operation, Operations, Progress};
-use crate::tx::SystemTx;
 
 pub mod archive;
 mod as_of;
@@ -211,11 +210,11 @@ impl Handler for Backups {
         }
     }
 
-    async fn cancel(&self, operation: &Operation, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
+    async fn cancel(&self, operation: &Operation, progress: &Progress) -> Result<bool> {
         match operation.kind.as_str() {
-            Self::RESTORE => self.cancel_restore(TenantId::from_uuid(operation.tenant_id)?, progress, tx).await,
-            Self::CLONE => self.cancel_clone(progress, tx).await,
-            _ => Ok(true), // a later sweep of the tenant removes what an attempt left
+            Self::RESTORE => self.cancel_restore(TenantId::from_uuid(operation.tenant_id)?, progress).await,
+            Self::CLONE => self.discard_clone(progress).await.map(|()| true),
+            _ => Ok(true), // what a backup left is swept
         }
     }
 }

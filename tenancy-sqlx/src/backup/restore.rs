@@ -243,11 +243,17 @@ impl Backups {
     }
 
     /// Has the tenant served again, as it was. Not once its rows are the backup's: then the rest has to follow.
-    pub(super) async fn cancel_restore(&self, tenant: TenantId, progress: &Progress, tx: &mut SystemTx) -> Result<bool> {
-        if progress.finished_in(tx, "applied").await?.is_some() {
+    pub(super) async fn cancel_restore(&self, tenant: TenantId, progress: &Progress) -> Result<bool> {
+        let mut tx = progress.begin().await?;
+        if progress.finished_in(&mut tx, "applied").await?.is_some() {
+            tx.rollback().await?;
             return Ok(false);
         }
-        self.lower_fence(tx, tenant, progress).await.map(|()| true)
+        progress.cancelled(&mut tx).await?; // first: only then may the tenant be served again
+        self.lower_fence(&mut tx, tenant, progress).await?;
+        tx.commit().await?;
+        self.refresh().await;
+        Ok(true)
     }
 
     /// Ends an operation that can't succeed: the tenant is as it was, and served again.
@@ -280,20 +286,12 @@ impl Backups {
         self.halted("merged").await;
         progress.at("verifying", 0, None, "").await?;
         restoring.check_references(&source.tables, fits, &changed).await?;
+        self.verify(&mut restoring, source, &changed, None).await?;
         let (mut missing, mut gauges) = (None, None);
         if source.as_of.is_some() {
-            for (n, fit) in fits.iter().enumerate() {
-                self.verify_staged(&mut restoring, n, fit).await?;
-            }
             missing = self.objects_as_of(&mut restoring, source, (tenant, asked.tables.is_none())).await?.map(|(_, missing)| missing);
             if asked.tables.is_none() {
                 gauges = Some(self.gauges_as_of(&mut restoring, source).await?);
-            }
-        } else {
-            for (n, (fit, changed)) in fits.iter().zip(&changed).enumerate() {
-                if restoring.loaded.contains_key(&n) {
-                    self.verify(&mut restoring, source, (fit, changed), None).await?;
-                }
             }
         }
         let mut tx = self.written(restoring, fits).await?;
@@ -328,26 +326,43 @@ impl Backups {
         Ok(tx)
     }
 
-    /// Makes sure that a table is to the last bit what the backup has, its ids as they were before they were renewed.
+    /// Makes sure that the tables are to the last bit what the backup has, their ids as they were before they were renewed; or what was
+    /// loaded, where that is not the same.
     pub(super) async fn verify(
         &self,
         restoring: &mut Restoring<'_>,
         source: &Source,
-        (fit, changed): (&Fit, &Changed),
+        changed: &[Changed],
         renewal: Option<&Renewal>,
     ) -> Result<()> {
-        let (rows, hash) = source.segment(fit)?;
-        let wrong =
-            |what: &str| Error::new(ErrorKind::Conflict, format!("{} has other {what} than the backup after a restore", fit.table.sql));
-        let from = renewal.and_then(|renewal| renewal.back(fit)).unwrap_or_else(|| fit.table.from());
-        // A hash that is the same is one of as many rows.
-        match !changed.is_none() && fit.is_exact() {
-            true if restoring.digest(&fit.table, &from).await? != hash => {
-                Err(wrong(if restoring.count(&fit.table).await? == rows { "contents" } else { "rows" }))
+        for (n, (fit, changed)) in source.fits.fits.iter().zip(changed).enumerate() {
+            if !restoring.loaded.contains_key(&n) {
+                continue; // it has the archive's hash
             }
-            false if restoring.count(&fit.table).await? != rows => Err(wrong("rows")),
-            _ => Ok(()),
+            let (rows, hash) = source.segment(fit)?;
+            let wrong = if source.as_of.is_some() || !fit.is_exact() {
+                match restoring.difference(n, fit).await? {
+                    none if none.is_none() => None,
+                    Changed { removed: 0, added: 0, .. } => Some("contents"),
+                    _ => Some("rows"),
+                }
+            } else if changed.is_none() {
+                (restoring.count(&fit.table).await? != rows).then_some("rows")
+            } else {
+                let from = renewal.and_then(|renewal| renewal.back(fit)).unwrap_or_else(|| fit.table.from());
+                // A hash that is the same is one of as many rows.
+                match restoring.digest(&fit.table, &from).await? == hash {
+                    true => None,
+                    false if restoring.count(&fit.table).await? == rows => Some("contents"),
+                    false => Some("rows"),
+                }
+            };
+            if let Some(wrong) = wrong {
+                let than = if source.as_of.is_some() { "it had then" } else { "the backup" };
+                return Err(Error::new(ErrorKind::Conflict, format!("{} has other {wrong} than {than} after a restore", fit.table.sql)));
+            }
         }
+        Ok(())
     }
 
     /// The tenant's settings, branding, flags and gauges. Its slug, plan and quotas are the provider's.

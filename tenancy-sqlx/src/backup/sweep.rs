@@ -7,6 +7,7 @@ use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _};
 use serde_json::Value;
+use tenancy_core::backup::Schedule;
 use tenancy_core::erase::{Erasable, Stored};
 use tenancy_core::objects::into_error;
 use tenancy_core::{Actor, ErrorKind, Result, TenantId};
@@ -20,7 +21,8 @@ use crate::dangerous::begin_admin;
 use crate::error::from_sqlx;
 
 impl Backups {
-    /// Queues the removal of what was deleted, for one tenant with which nothing else is done; gives whose.
+    /// Queues the removal of what was deleted, or is left of a backup that came to nothing a day ago, for one tenant with which nothing else
+    /// is done; gives whose. One that failed is tried again after an hour.
     ///
     /// # Errors
     /// [`Unavailable`](tenancy_core::ErrorKind::Unavailable).
@@ -29,11 +31,23 @@ impl Backups {
     /// Safe: a later call goes on.
     pub async fn queue_sweep(&self) -> Result<Option<TenantId>> {
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
+        // A restore takes a backup first. What is left is swept once it is too old to be of a backup that is being taken.
         let query = sqlx::query_scalar(
-            "select b.tenant_id from tenancy.backups b where b.deleted_at is not null
-                and not exists (select from tenancy.operations o where o.tenant_id = b.tenant_id and o.state in ('queued', 'running'))
-              order by b.deleted_at limit 1",
+            "select left_over.tenant_id from (
+                select b.tenant_id, b.deleted_at as since from tenancy.backups b where b.deleted_at is not null
+                union all
+                select o.tenant_id, o.updated_at from tenancy.operations o join tenancy.tenants t on t.id = o.tenant_id and t.status <> 'erased'
+                 where o.kind in ('backup', 'restore') and (o.state in ('failed', 'cancelled') and o.attempts > 0 or o.state = 'done' and o.attempts > 1)
+                   and o.updated_at <= $1
+                   and not exists (select from tenancy.operations s where s.tenant_id = o.tenant_id and s.kind = 'sweep' and s.state = 'done'
+                                     and s.updated_at > o.updated_at + ($2 - $1))
+              ) left_over
+              where not exists (select from tenancy.operations o where o.tenant_id = left_over.tenant_id
+                                  and (o.state in ('queued', 'running') or o.kind = 'sweep' and o.state = 'failed' and o.updated_at > $3))
+              order by since limit 1",
         );
+        let now = self.db.inner().clock.now();
+        let query = query.bind(now - YOUNG).bind(now).bind(now - Schedule::RETRY);
         let found: Option<Uuid> = query.fetch_optional(&mut tx).await.map_err(from_sqlx)?;
         let Some(tenant) = found.map(TenantId::from_uuid).transpose()? else { return Ok(None) };
         match tx.queue_operation(tenant, Self::SWEEP, serde_json::json!({}), None).await {

@@ -1,16 +1,24 @@
 //! Operations that somebody cancels: what they did is undone, or it was too late and they go on to their end.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::TryStreamExt as _;
-use object_store::ObjectStore as _;
 use object_store::path::Path;
-use tenancy_core::{Error, ErrorKind};
-use tenancy_sqlx::backup::{NewClone, NewRestore};
-use tenancy_sqlx::operations::Operation;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
+use object_store::{ObjectStore, ObjectStoreExt as _};
+use sqlx::{AssertSqlSafe, Executor as _};
+use tenancy_core::objects::TenantObjects;
+use tenancy_core::{Clock as _, Error, ErrorKind, ManualClock, SystemClock, TenantChange, TenantStatus};
+use tenancy_sqlx::TenantDb;
+use tenancy_sqlx::backup::{Backups, NewClone, NewRestore};
+use tenancy_sqlx::operations::{Operation, Operations};
 use uuid::Uuid;
 
-use crate::backup::{World, digests, hard_world, vandalise};
+use super::scheduled::age;
+use crate::backup::{World, archive_of, digests, hard_world, keys, vandalise};
 
 async fn cancel(world: &World, id: Uuid) -> Result<Operation, Error> {
     let mut tx = world.kit.db.dangerous().begin_system("a test cancels").await.expect("system");
@@ -23,6 +31,16 @@ async fn cancel(world: &World, id: Uuid) -> Result<Operation, Error> {
 async fn stand_still(world: &World, step: &'static str) -> tokio::task::JoinHandle<Result<Option<Uuid>, Error>> {
     let halting = world.worker(&world.backups.clone().halting_after(step)).with_lease(Duration::from_secs(6));
     let running = tokio::spawn(async move { halting.run_next().await });
+    let mut eye = world.kit.superuser().await;
+    let kept = if step == "merged" { "settled" } else { step };
+    for _ in 0..600 {
+        let finished =
+            sqlx::query_scalar("select exists (select from tenancy.operations where state = 'running' and steps ? $1)").bind(kept);
+        if !["settled", "applied"].contains(&kept) || finished.fetch_one(&mut eye).await.expect("steps") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     // Long enough for what comes before the step, on a busy machine: it stands still then.
     for _ in 0..40 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -122,4 +140,164 @@ async fn of_a_clone_nothing_is_left() {
     cancel(&world, queued.id).await.expect("asked");
     tokio::time::timeout(Duration::from_secs(20), running).await.expect("in time").expect("no panic").expect("ended");
     assert_eq!((world.operation(queued.id).await.state.as_str(), tenants().await), ("cancelled", before));
+}
+
+/// Undoing takes longer than a claim holds: the node that does it keeps it.
+#[tokio::test]
+async fn what_takes_long_to_undo_is_undone_by_the_node_that_began_it() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let slow = ThrottleConfig { wait_delete_per_call: Duration::from_millis(1_200), ..ThrottleConfig::default() };
+    let slow = ThrottledStore::new(Arc::clone(&world.store) as Arc<dyn ObjectStore>, slow);
+    let objects = TenantObjects::prefixed(Arc::new(slow), Path::from("tenants")).expect("objects");
+    let backups = world.backups.clone().with_objects(objects);
+    let backup = world.back_up(acme).await;
+    let before = world.store.list(Some(&Path::from("tenants"))).try_collect::<Vec<_>>().await.expect("listed").len();
+    let mut tx = world.kit.db.dangerous().begin_system("a test clones").await.expect("system");
+    let clone = NewClone::new(backup, "acme-copy".parse().expect("a slug"));
+    let queued = tx.request_clone(acme.tenant_id(), &clone, None).await.expect("queued");
+    tx.commit().await.expect("committed");
+
+    let halting = world.worker(&backups.halting_after("objects before")); // a claim of 1.5 s, and 3.6 s to remove three objects
+    let running = tokio::spawn(async move { halting.run_next().await });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cancel(&world, queued.id).await.expect("asked");
+    let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("in time").expect("no panic");
+    assert_eq!(ended.expect("its claim was kept"), Some(queued.id));
+    let over = world.operation(queued.id).await;
+    assert_eq!((over.state.as_str(), over.attempts, over.error), ("cancelled", 1, None));
+    assert_eq!(world.store.list(Some(&Path::from("tenants"))).try_collect::<Vec<_>>().await.expect("listed").len(), before);
+}
+
+/// A node asks each second whether to stop, and writes its claim when a third of it has passed.
+#[tokio::test]
+async fn a_claim_is_renewed_now_and_then_and_a_cancellation_seen_at_once() {
+    let world = hard_world().await;
+    let queued = world.ask_backup(world.kit.acme.tenant_id()).await.expect("queued");
+    let halting = world.worker(&world.backups.clone().halting_after("rows")).with_lease(Duration::from_secs(9));
+    let running = tokio::spawn(async move { halting.run_next().await });
+    let (mut eye, mut claims, began) = (world.kit.superuser().await, BTreeSet::new(), std::time::Instant::now());
+    while began.elapsed() < Duration::from_secs(8) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let claim = sqlx::query_scalar("select claimed_until from tenancy.operations where id = $1").bind(queued.id);
+        claims.extend(claim.fetch_one(&mut eye).await.map(|until: Option<DateTime<Utc>>| until).expect("a claim"));
+    }
+    let most = began.elapsed().as_secs() / 3 + 1;
+    assert!((2..=most).contains(&(claims.len() as u64)), "at the begin, and every three seconds of nine: {claims:?}");
+    cancel(&world, queued.id).await.expect("asked");
+    tokio::time::timeout(Duration::from_secs(8), running).await.expect("seen at once").expect("no panic").expect("ended");
+    assert_eq!(world.operation(queued.id).await.state, "cancelled");
+}
+
+/// A day after a backup came to nothing, nothing of it is left: its archive, and contents that no backup names.
+#[tokio::test]
+async fn what_a_cancelled_backup_left_goes_by_itself() {
+    let world = hard_world().await;
+    let (acme, globex) = (&world.kit.acme, &world.kit.globex);
+    let kept = [world.back_up(acme).await, world.back_up(globex).await];
+    let stored = async || -> BTreeSet<Path> {
+        let all: Vec<_> = world.store.list(Some(&Path::from("backups"))).try_collect().await.expect("listed");
+        all.into_iter().map(|meta| meta.location).collect()
+    };
+    let was = stored().await;
+    for (cx, restores) in [(acme, false), (globex, true)] {
+        world.put(cx, "late", "in no other backup").await;
+        let queued = if restores {
+            world.ask_restore(cx.tenant_id(), &NewRestore::new(kept[1])).await.expect("queued") // it has backed up how the tenant is now
+        } else {
+            world.ask_backup(cx.tenant_id()).await.expect("queued")
+        };
+        let running = stand_still(&world, "archive").await;
+        cancel(&world, queued.id).await.expect("asked");
+        running.await.expect("no panic").expect("ended");
+        assert_eq!(world.operation(queued.id).await.state, "cancelled");
+    }
+    assert_eq!(stored().await.len(), was.len() + 4, "an archive and a content of each");
+
+    assert_eq!(world.backups.queue_sweep().await.expect("asked"), None, "what is young may be of a backup that is being taken");
+    for cx in [acme, globex] {
+        age(&mut world.kit.superuser().await, cx.tenant_id(), "25 hours").await;
+    }
+    let clock = Arc::new(ManualClock::new(SystemClock.now() + TimeDelta::hours(25)));
+    let db = TenantDb::open(world.kit.options().with_clock(clock)).await.expect("open");
+    let later = Backups::new(&db, world.store.clone(), Path::from("backups"), keys()).with_objects(world.objects.clone());
+    let mut swept = BTreeSet::new();
+    for _ in 0..2 {
+        swept.extend(world.backups.queue_sweep().await.expect("asked"));
+        later.does(Operations::new(&db)).run_next().await.expect("worked").expect("queued");
+    }
+    assert_eq!(swept, BTreeSet::from([acme.tenant_id(), globex.tenant_id()]));
+    assert_eq!(stored().await, was);
+    assert_eq!(world.backups.queue_sweep().await.expect("asked"), None, "once");
+    for (cx, backup) in [acme, globex].into_iter().zip(kept) {
+        archive_of(&world, backup).await;
+        world.restore(cx, &NewRestore::new(backup).without_backup()).await;
+    }
+}
+
+/// What the runbook says of a tenant that is `restoring` with nothing under way: its status is the operator's to set then, and not before.
+#[tokio::test]
+async fn a_restore_that_can_neither_end_nor_be_undone_is_an_operators() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let mut eye = world.kit.superuser().await;
+    let go_to = async |status: TenantStatus| -> Result<(), Error> {
+        let mut tx = world.kit.db.dangerous().begin_system("an operator looks after it").await.expect("system");
+        tx.update_tenant(acme.tenant_id(), TenantChange::status(status), None, SystemClock.now()).await?;
+        tx.commit().await
+    };
+    let mut look = world.kit.superuser().await;
+    let mut status = async || -> String {
+        let query = sqlx::query_scalar("select status from tenancy.tenants where id = $1").bind(acme.tenant_id().as_uuid());
+        query.fetch_one(&mut look).await.expect("it")
+    };
+    let backup = world.back_up(acme).await;
+    let new = digests(&mut eye, Some(acme.tenant_id())).await;
+    vandalise(&world, acme).await;
+    let old = digests(&mut eye, Some(acme.tenant_id())).await;
+
+    let stuck = "create function stuck() returns trigger language plpgsql as $$ begin raise 'stuck' using errcode = 'XX001'; end $$;
+                 create trigger stuck before update on tenancy.tenants for each row when (new.status = 'active') execute function stuck()";
+    let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup).without_backup()).await.expect("queued");
+    let running = stand_still(&world, "settled").await;
+    go_to(TenantStatus::Active).await.expect_err("nobody else lets it serve while the restore is under way");
+    eye.execute(AssertSqlSafe(stuck)).await.expect("made");
+    cancel(&world, queued.id).await.expect("asked");
+    running.await.expect("no panic").expect("ended");
+    let failed = world.operation(queued.id).await;
+    assert_eq!((failed.state.as_str(), failed.error.is_some(), status().await.as_str()), ("failed", true, "restoring"));
+    assert_eq!(digests(&mut eye, Some(acme.tenant_id())).await, old, "none of its rows");
+    eye.execute("drop trigger stuck on tenancy.tenants").await.expect("mended");
+    go_to(TenantStatus::Active).await.expect("resumed");
+
+    // Its rows are the backup's, and an object can't be had.
+    let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup).without_backup()).await.expect("queued");
+    let running = stand_still(&world, "applied").await;
+    running.abort();
+    let contents: Vec<_> = world
+        .store
+        .list(Some(&Path::from("backups").join(acme.tenant_id().to_string()).join("blobs")))
+        .try_collect()
+        .await
+        .expect("listed");
+    let mut aside = Vec::new();
+    for meta in contents {
+        let content = world.store.get(&meta.location).await.expect("there").bytes().await.expect("read");
+        world.store.delete(&meta.location).await.expect("deleted");
+        aside.push((meta.location, content));
+    }
+    world.objects.scope(acme).expect("scope").put(&Path::from("a/b.txt"), "changed again".into()).await.expect("put");
+    let failed = world.finish(queued.id).await;
+    assert_eq!((failed.state.as_str(), status().await.as_str()), ("failed", "restoring"), "{failed:?}");
+    assert_eq!(digests(&mut eye, Some(acme.tenant_id())).await, new);
+    let refused = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup)).await.expect_err("not as it is");
+    assert!(refused.to_string().contains("suspend or resume it first"), "{refused}");
+    for (at, content) in aside {
+        world.store.put(&at, content.into()).await.expect("put back");
+    }
+    go_to(TenantStatus::Suspended).await.expect("suspended");
+    world.restore(acme, &NewRestore::new(backup).without_backup()).await;
+    assert_eq!(status().await, "suspended");
+    go_to(TenantStatus::Active).await.expect("resumed");
+    assert!(world.contents(acme).await.values().any(|content| content == b"acme's object"));
 }

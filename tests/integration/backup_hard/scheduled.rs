@@ -24,7 +24,7 @@ async fn set(world: &World, tenant: TenantId, schedule: Option<&Schedule>) {
 }
 
 /// Lets time pass for a tenant's backups and drills.
-async fn age(eye: &mut PgConnection, tenant: TenantId, interval: &str) {
+pub(super) async fn age(eye: &mut PgConnection, tenant: TenantId, interval: &str) {
     for sql in [
         "update tenancy.backups set taken_at = taken_at - $2::interval where tenant_id = $1",
         "update tenancy.operations set updated_at = updated_at - $2::interval where tenant_id = $1 and state not in ('queued', 'running')",

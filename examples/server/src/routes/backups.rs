@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG};
+use axum::http::header::{CACHE_CONTROL, ETAG};
 use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use tenancy_core::backup::Schedule;
@@ -17,7 +16,7 @@ use tenancy_sqlx::operations::Operation;
 use tenancy_tower::axum::Problem;
 use uuid::Uuid;
 
-use super::lifecycle::queued;
+use super::lifecycle::{queued, sent};
 use super::tenants::{begin_about, find};
 use crate::app::{App, uncancelled};
 use crate::edge::RequestId;
@@ -161,14 +160,9 @@ pub(super) async fn download(
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<Response, Problem> {
     let (backup, archive) = app.backups.open_link(&token).await?;
-    let headers = [
-        (CONTENT_TYPE, "application/octet-stream".to_owned()),
-        (CONTENT_LENGTH, archive.meta.size.to_string()),
-        (CONTENT_DISPOSITION, format!("attachment; filename=\"{}.tenancy\"", backup.id)),
-        (ETAG, format!("\"{}\"", backup.hash)),
-        (CACHE_CONTROL, "private, no-store".to_owned()),
-    ];
-    Ok((headers, Body::from_stream(archive.into_stream())).into_response())
+    let headers = [(ETAG, format!("\"{}\"", backup.hash)), (CACHE_CONTROL, "private, no-store".to_owned())];
+    let disposition = format!("attachment; filename=\"{}.tenancy\"", backup.id);
+    Ok((headers, sent(archive, "application/octet-stream", disposition)).into_response())
 }
 
 /// When the tenant is backed up by itself, and where that stands.

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{IntoResponse as _, Response};
+use object_store::GetResult;
 use serde::Deserialize;
 use serde_json::Value;
 use tenancy_core::{Error, Result, TenantId};
@@ -123,13 +124,18 @@ pub(super) async fn file(
         Some((table, "csv")) if !table.starts_with("objects/") => "text/csv; charset=utf-8; header=present",
         _ => "application/octet-stream",
     };
+    Ok(sent(content, kind, "attachment".to_owned()))
+}
+
+/// A file as an attachment of exactly this type: it is never shown as a page of this origin.
+pub(super) fn sent(content: GetResult, kind: &str, disposition: String) -> Response {
     let headers = [
         (CONTENT_TYPE, kind.to_owned()),
         (CONTENT_LENGTH, content.meta.size.to_string()),
-        (CONTENT_DISPOSITION, "attachment".to_owned()),
+        (CONTENT_DISPOSITION, disposition),
         (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox".to_owned()),
     ];
-    Ok((headers, Body::from_stream(content.into_stream())).into_response())
+    (headers, Body::from_stream(content.into_stream())).into_response()
 }
 
 pub(super) async fn show(
