@@ -20,8 +20,7 @@ pub(crate) const BYSTANDER: i32 = 0x746e_6379;
 
 /// Waits, and tells how it goes on.
 pub(crate) async fn settle(db: &TenantDb, progress: &Progress) -> Result<()> {
-    progress.at("waiting until every node knows", 0, None, "").await?;
-    tokio::time::sleep(db.inner().catalog.max_staleness()).await;
+    heard(db, progress).await?;
     let mut open = open_transactions(&mut progress.read().await?).await?;
     let total = open.len() as u64;
     while !open.is_empty() {
@@ -31,6 +30,13 @@ pub(crate) async fn settle(db: &TenantDb, progress: &Progress) -> Result<()> {
         let now = open_transactions(&mut progress.read().await?).await?;
         open.retain(|id| now.contains(id));
     }
+    Ok(())
+}
+
+/// Waits until every node knows how the tenant's status is now.
+pub(crate) async fn heard(db: &TenantDb, progress: &Progress) -> Result<()> {
+    progress.at("waiting until every node knows", 0, None, "").await?;
+    tokio::time::sleep(db.inner().catalog.max_staleness()).await;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod drift;
 mod kept;
 mod new_ids;
 mod random;
+mod readers;
 mod refusals;
 mod scheduled;
 mod stopped;
