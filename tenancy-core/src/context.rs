@@ -15,7 +15,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::storage::TenantCatalog;
-use crate::{ActiveTenant, Actor, Error, ErrorKind, Result, TenantId};
+use crate::{ActiveTenant, Actor, Error, ErrorKind, Result, TenantId, TenantStatus};
 
 /// What a member may do in their tenant. Each role can do what the ones before it can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -164,7 +164,8 @@ impl Principal {
     }
 }
 
-/// The evidence that what runs now acts for one active tenant.
+/// The evidence that what runs now acts for one active tenant: or, where it [can only be read](crate::Tenant::reads) for a while, one that is
+/// read-only.
 ///
 /// - Immutable, `Send + Sync`, one `Arc` to clone.
 /// - No `Default`, no `Deserialize`, no `From`: it can be neither guessed nor sent.
@@ -182,12 +183,14 @@ struct Inner {
 }
 
 impl TenantContext {
-    /// A context for `principal` in `tenant`, with a new request id and no scopes.
+    /// A context for `principal` in `tenant`, with a new request id and no scopes. Where the tenant can only be read, it is
+    /// [read-only](Self::read_only).
     ///
     /// # Security
     /// The caller vouches that `principal` was authenticated, and belongs to `tenant`.
     pub fn establish(tenant: ActiveTenant, principal: Principal) -> Self {
-        Self(Arc::new(Inner { tenant, principal, scopes: BTreeSet::new(), read_only: false, request_id: OnceLock::new() }))
+        let read_only = tenant.status != TenantStatus::Active;
+        Self(Arc::new(Inner { tenant, principal, scopes: BTreeSet::new(), read_only, request_id: OnceLock::new() }))
     }
 
     /// The same context with these scopes instead.
@@ -390,7 +393,8 @@ impl JobEnvelope {
     /// The context to run the job under, if the tenant is active now.
     ///
     /// # Errors
-    /// [`TenantNotFound`](ErrorKind::TenantNotFound), [`TenantInactive`](ErrorKind::TenantInactive), and what the catalog says.
+    /// [`TenantNotFound`](ErrorKind::TenantNotFound), [`TenantInactive`](ErrorKind::TenantInactive), [`Unavailable`](ErrorKind::Unavailable)
+    /// while it is being moved or restored, whoever reads meanwhile, and what the catalog says.
     ///
     /// # Cancel safety
     /// Safe: nothing is changed.
@@ -485,5 +489,12 @@ mod tests {
             let envelope: JobEnvelope = serde_json::from_str(&queued).expect("from the queue");
             assert_eq!(envelope.establish(&catalog).await.expect("active").is_read_only(), expected, "{queued}");
         }
+        // So is one of a tenant that can only be read; and no job begins then.
+        let fence = TenantChange::status(TenantStatus::Restoring).with_reads(true);
+        let fenced = catalog.update(cx.tenant_id(), fence, None, &Actor::System).await.expect("fenced");
+        let reader = TenantContext::establish(fenced.into_readable().expect("readable"), kept.principal().clone());
+        assert!(reader.is_read_only() && reader.clone().limited_to(Role::Owner, None).is_read_only());
+        let refused = JobEnvelope::new(&reader, "export").establish(&catalog).await.expect_err("fenced");
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
     }
 }

@@ -68,6 +68,11 @@ impl TenantStatus {
                 | (Moving | Restoring, Active | Suspended)
         )
     }
+
+    /// Whether it is soon over by itself.
+    const fn is_passing(self) -> bool {
+        matches!(self, Self::Moving | Self::Restoring)
+    }
 }
 
 impl fmt::Display for TenantStatus {
@@ -98,6 +103,9 @@ pub struct Tenant {
     pub name: String,
     /// Where it is in its life.
     pub status: TenantStatus,
+    /// What it has can be read meanwhile, by [`into_readable`](Self::into_readable): true only while it is being moved or restored.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub reads: bool,
     /// Theme, logo and the like: a JSON object of at most [`Tenant::MAX_OBJECT_LEN`] bytes. Its member `logo` names an object in the tenant's
     /// store: it comes and goes with that, and is passed over where a change or a new tenant brings one.
     pub branding: Map<String, Value>,
@@ -142,6 +150,7 @@ impl Tenant {
             slug: new.slug,
             name: new.name,
             status: new.status,
+            reads: false,
             branding,
             flags: new.flags,
             plan: new.plan,
@@ -192,6 +201,13 @@ impl Tenant {
                 return Err(Error::new(ErrorKind::Conflict, format!("a tenant that is {} can't become {status}", self.status)));
             }
             next.status = status;
+            next.reads = false;
+        }
+        if let Some(reads) = change.reads {
+            if reads && !next.status.is_passing() {
+                return Err(Error::invalid("reads", "goes with a tenant that is being moved or restored"));
+            }
+            next.reads = reads;
         }
         next.version += 1;
         next.updated_at = now.trunc_subsecs(6);
@@ -222,19 +238,28 @@ impl Tenant {
     /// restored, which is soon over.
     ///
     /// # Security
-    /// The only way to an [`ActiveTenant`], and so to a [`TenantContext`](crate::TenantContext).
+    /// This and [`into_readable`](Self::into_readable) are the only ways to an [`ActiveTenant`], and so to a
+    /// [`TenantContext`](crate::TenantContext).
     pub fn into_active(self: Arc<Self>) -> Result<ActiveTenant> {
         match self.status {
             TenantStatus::Active => Ok(ActiveTenant(self)),
-            TenantStatus::Moving | TenantStatus::Restoring => {
-                Err(Error::new(ErrorKind::Unavailable, format!("the tenant is {}: try again soon", self.status)))
-            }
-            _ => Err(Error::new(ErrorKind::TenantInactive, format!("the tenant is {}", self.status))),
+            status if status.is_passing() => Err(Error::new(ErrorKind::Unavailable, format!("the tenant is {status}: try again soon"))),
+            status => Err(Error::new(ErrorKind::TenantInactive, format!("the tenant is {status}"))),
         }
+    }
+
+    /// [`into_active`](Self::into_active) for what only reads: it goes on where the tenant's [`reads`](Self::reads) do. The context is
+    /// read-only then.
+    ///
+    /// # Errors
+    /// As `into_active`.
+    pub fn into_readable(self: Arc<Self>) -> Result<ActiveTenant> {
+        if self.status.is_passing() && self.reads { Ok(ActiveTenant(self)) } else { self.into_active() }
     }
 }
 
-/// A tenant that was active when its catalog row was read. Made by [`Tenant::into_active`] alone.
+/// A tenant that was active when its catalog row was read, or could be read. Made by [`Tenant::into_active`] and [`Tenant::into_readable`]
+/// alone.
 #[derive(Debug, Clone)]
 pub struct ActiveTenant(Arc<Tenant>);
 
@@ -304,12 +329,21 @@ pub struct TenantChange {
     pub flags: Option<Map<String, Value>>,
     /// The state to go to, along an edge of the lifecycle.
     pub status: Option<TenantStatus>,
+    /// See [`Tenant::reads`]. Another state ends them, unless this says otherwise.
+    pub reads: Option<bool>,
 }
 
 impl TenantChange {
     /// Go to `status`.
     pub fn status(status: TenantStatus) -> Self {
         Self { status: Some(status), ..Self::default() }
+    }
+
+    /// Have reads go on, or end them.
+    #[must_use]
+    pub fn with_reads(mut self, reads: bool) -> Self {
+        self.reads = Some(reads);
+        self
     }
 }
 
@@ -370,6 +404,38 @@ mod tests {
                 assert_eq!(error.kind(), if passes { ErrorKind::Unavailable } else { ErrorKind::TenantInactive });
             }
         }
+    }
+
+    #[test]
+    fn reads_go_on_only_where_it_was_said_and_only_while_it_is_moved_or_restored() {
+        for status in TenantStatus::ALL {
+            let passes = matches!(status, TenantStatus::Moving | TenantStatus::Restoring);
+            for reads in [false, true] {
+                let tenant = Arc::new(Tenant { status, reads, ..acme() });
+                assert_eq!(tenant.clone().into_active().is_ok(), status == TenantStatus::Active, "{status} {reads}");
+                let readable = tenant.into_readable();
+                assert_eq!(readable.is_ok(), status == TenantStatus::Active || passes && reads, "{status} {reads}");
+                if let Err(error) = readable {
+                    assert_eq!(error.kind(), if passes { ErrorKind::Unavailable } else { ErrorKind::TenantInactive });
+                }
+            }
+            let there = Tenant { status, ..acme() };
+            let asked = there.changed(TenantChange::default().with_reads(true), None, now());
+            match asked {
+                Ok(next) => assert!(passes && next.reads, "{status}"),
+                Err(error) if status == TenantStatus::Erased => assert_eq!(error.kind(), ErrorKind::NotFound),
+                Err(error) => assert!(!passes && error.field() == Some("reads"), "{status}"),
+            }
+        }
+        let active = Tenant { status: TenantStatus::Active, ..acme() };
+        let change = |tenant: &Tenant, change| tenant.changed(change, None, now()).expect("legal");
+        let restoring = change(&active, TenantChange::status(TenantStatus::Restoring).with_reads(true));
+        assert!(restoring.reads && change(&restoring, TenantChange::default()).reads, "they stay until somebody ends them");
+        assert!(!change(&restoring, TenantChange::default().with_reads(false)).reads);
+        let over = change(&restoring, TenantChange::status(TenantStatus::Active));
+        assert!(!over.reads && !change(&over, TenantChange::status(TenantStatus::Moving)).reads, "they are over with the state");
+        let text = |tenant: &Tenant| serde_json::to_value(tenant).expect("JSON");
+        assert_eq!((text(&restoring).get("reads"), text(&active).get("reads")), (Some(&Value::Bool(true)), None));
     }
 
     #[test]

@@ -38,7 +38,7 @@ const CAPACITY: u64 = 100_000;
 /// How often a node says that it still follows; the database gives it up after three times as long.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-const COLUMNS: &str = "id, slug, name, status, branding, flags, plan, created_at, updated_at, version";
+const COLUMNS: &str = "id, slug, name, status, reads, branding, flags, plan, created_at, updated_at, version";
 const DOMAINS: &str =
     "array(select d.domain from tenancy.domains d where d.tenant_id = tenants.id and d.state = 'verified' order by 1) as domains";
 
@@ -324,6 +324,7 @@ fn tenant(row: &PgRow) -> Result<Tenant> {
             slug: row.try_get::<&str, _>("slug")?.parse().map_err(decode)?,
             name: row.try_get("name")?,
             status: row.try_get::<&str, _>("status")?.parse().map_err(decode)?,
+            reads: row.try_get("reads")?,
             branding,
             flags,
             plan: row.try_get("plan")?,
@@ -436,13 +437,15 @@ impl SystemTx {
         let before = self.lock_tenant(id).await?;
         let after = before.changed(change, expected, now)?;
         sqlx::query(
-            "update tenancy.tenants set slug = $2, name = $3, status = $4, branding = $5, flags = $6, plan = $7, updated_at = $8, version = $9
-             where id = $1",
+            "update tenancy.tenants set slug = $2, name = $3, status = $4, reads = $5, branding = $6, flags = $7, plan = $8, updated_at = $9,
+                    version = $10
+              where id = $1",
         )
         .bind(id.as_uuid())
         .bind(after.slug.as_str())
         .bind(&after.name)
         .bind(after.status.as_str())
+        .bind(after.reads)
         .bind(Json(&after.branding))
         .bind(Json(&after.flags))
         .bind(&after.plan)
@@ -516,12 +519,13 @@ impl SystemTx {
     }
 
     async fn insert_tenant(&mut self, tenant: &Tenant) -> Result<()> {
-        let query = format!("insert into tenancy.tenants ({COLUMNS}) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)");
+        let query = format!("insert into tenancy.tenants ({COLUMNS}) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)");
         sqlx::query(AssertSqlSafe(query))
             .bind(tenant.id.as_uuid())
             .bind(tenant.slug.as_str())
             .bind(&tenant.name)
             .bind(tenant.status.as_str())
+            .bind(tenant.reads)
             .bind(Json(&tenant.branding))
             .bind(Json(&tenant.flags))
             .bind(&tenant.plan)
@@ -565,6 +569,7 @@ fn differences(before: &Tenant, after: &Tenant) -> (Map<String, Value>, Map<Stri
             ("slug", Value::from(tenant.slug.as_str())),
             ("name", Value::from(tenant.name.as_str())),
             ("status", Value::from(tenant.status.as_str())),
+            ("reads", Value::from(tenant.reads)),
             ("branding", Value::from(tenant.branding.clone())),
             ("flags", Value::from(tenant.flags.clone())),
             ("plan", Value::from(tenant.plan.as_str())),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, PgPool, Row};
-use tenancy_core::{Clock, Error, Result, SystemClock, TenantContext, TenantId};
+use tenancy_core::{Clock, Error, ErrorKind, Result, SystemClock, TenantContext, TenantId, TenantStatus};
 
 use crate::catalog::{CatalogCache, PgCatalog};
 use crate::dangerous::Dangerous;
@@ -19,6 +19,9 @@ use crate::seal::SealKey;
 use crate::tx::{ForTenant, TenantTx, Tx};
 
 const READ_ONLY: &str = "READ ONLY";
+/// With its first snapshot a READ ONLY transaction can't be SET to READ WRITE any more. RESET is refused from PostgreSQL 16 on; what is
+/// written because of it is never kept.
+const SNAPSHOT: &str = "SELECT";
 
 /// How to open a [`TenantDb`].
 #[derive(Debug, Clone)]
@@ -202,7 +205,8 @@ impl TenantDb {
     /// # Errors
     /// - [`TenantInactive`](tenancy_core::ErrorKind::TenantInactive), [`TenantNotFound`](tenancy_core::ErrorKind::TenantNotFound): the tenant was active when `cx` was
     ///   established and is no longer, as of at most [`max_staleness`](Options::with_max_staleness) ago.
-    /// - [`Unavailable`](tenancy_core::ErrorKind::Unavailable): no connection came free in time, or the database is away.
+    /// - [`Unavailable`](tenancy_core::ErrorKind::Unavailable): no connection came free in time, the database is away, or the tenant is being
+    ///   moved or restored, or was when `cx` was established: also where it [can be read](tenancy_core::Tenant::reads).
     ///
     /// # Cancel safety
     /// Safe at every point: a connection that was bound is cleaned before anybody else gets it.
@@ -226,6 +230,9 @@ impl TenantDb {
 
     /// Begins a READ ONLY transaction for `cx`'s tenant: drop it when done. The rollback happens in the background, so that a read costs
     /// two round trips of waiting instead of three.
+    ///
+    /// While the tenant is being moved or restored and [can be read](tenancy_core::Tenant::reads), this goes on, for any context, as if that
+    /// were read-only: nothing writes, whatever is tried. It costs a round trip more then.
     ///
     /// # Errors
     /// As [`begin`](TenantDb::begin).
@@ -255,28 +262,39 @@ impl TenantDb {
         refused: impl FnOnce(sqlx::Error) -> Error,
     ) -> Result<(TenantTx, Vec<PgRow>)> {
         let tenant_id = cx.tenant_id();
-        self.active(tenant_id).await?;
+        self.admitted(cx, false).await?;
         let text = format!("{}; {first}", self.0.begin_for("BEGIN", tenant_id));
         let (lease, rows) = Lease::begin_asking(&self.0.pool, &text, self.0.scrub).await.map_err(refused)?;
-        self.active(tenant_id).await?; // again: see `start_for`
+        self.admitted(cx, false).await?; // again: see `start_for`
         let scope = ForTenant { tenant_id, request_id: cx.request_id() };
         let tx = Tx::new(lease, scope, read_only, self.0.named_statements);
         Ok((if cx.is_read_only() { tx.unchanging() } else { tx }, rows))
     }
 
-    /// Makes sure that the tenant is active, as of the bound on staleness.
-    async fn active(&self, tenant_id: TenantId) -> Result<()> {
-        self.0.catalog.find(&tenant_id.into()).await?.ok_or_else(Error::tenant_not_found)?.into_active().map(drop)
+    /// Makes sure that the tenant is active, as of the bound on staleness, or for a reader that it can be read: whether it can only be read.
+    async fn admitted(&self, cx: &TenantContext, reader: bool) -> Result<bool> {
+        let tenant = self.0.catalog.find(&cx.tenant_id().into()).await?.ok_or_else(Error::tenant_not_found)?;
+        if reader {
+            return Ok(tenant.into_readable()?.status != TenantStatus::Active);
+        }
+        tenant.into_active()?;
+        match cx.tenant().status {
+            TenantStatus::Active => Ok(false),
+            // It was let in to read. Not Forbidden: the next one may write.
+            status => Err(Error::new(ErrorKind::Unavailable, format!("the tenant was {status} when this began: try again"))),
+        }
     }
 
-    /// Makes sure that the tenant is active, and sends `begin`.
+    /// Makes sure that the tenant is served, and sends `begin`.
     async fn start_for(&self, cx: &TenantContext, begin: &str, read_only: bool) -> Result<TenantTx> {
-        let tenant_id = cx.tenant_id();
-        self.active(tenant_id).await?;
-        let tx = self.start(ForTenant { tenant_id, request_id: cx.request_id() }, begin, read_only).await?;
+        self.admitted(cx, read_only).await?;
+        let mut tx = self.start(ForTenant { tenant_id: cx.tenant_id(), request_id: cx.request_id() }, begin, read_only).await?;
         // Again: the connection may have been long in coming. Whoever raises a fence sees this transaction, or this sees the fence.
-        self.active(tenant_id).await?;
-        Ok(if cx.is_read_only() { tx.unchanging() } else { tx })
+        let fenced = self.admitted(cx, read_only).await?;
+        if fenced && !cx.is_read_only() {
+            tx.control(SNAPSHOT).await.map_err(from_sqlx)?;
+        }
+        Ok(if fenced || cx.is_read_only() { tx.unchanging() } else { tx })
     }
 
     /// What begins a transaction of `cx`'s tenant.
@@ -287,9 +305,8 @@ impl TenantDb {
             text.push_str(also);
         }
         if cx.is_read_only() {
-            // With its first snapshot a transaction can't be SET to READ WRITE any more. RESET is refused from PostgreSQL 16 on; what is
-            // written because of it is never kept.
-            text.push_str("; SELECT");
+            text.push_str("; ");
+            text.push_str(SNAPSHOT);
         }
         text
     }

@@ -88,6 +88,9 @@ impl World {
         make("archived-inc", &[TenantStatus::Archived]).await;
         make("erased-inc", &[TenantStatus::Archived, TenantStatus::Erased]).await;
         make("moving-inc", &[TenantStatus::Moving]).await;
+        let readable = make("readable-inc", &[]).await;
+        let fence = TenantChange::status(TenantStatus::Restoring).with_reads(true);
+        catalog.update(readable, fence, None, &Actor::System).await.expect("changed");
         Self { catalog: Arc::new(catalog), acme, calls: Arc::default() }
     }
 
@@ -101,6 +104,7 @@ impl World {
         let inner = service_fn(move |request: Request<()>| {
             calls.fetch_add(1, Ordering::SeqCst);
             let served = match request.extensions().get::<TenantContext>() {
+                Some(cx) if cx.is_read_only() => format!("{} to be read", cx.tenant().slug),
                 Some(cx) => format!("{} {} {:?}", cx.tenant().slug, cx.principal().actor(), cx.scopes()),
                 None => "nobody".to_owned(),
             };
@@ -258,6 +262,33 @@ async fn a_member_hears_that_the_own_tenant_is_inactive_and_nothing_of_others() 
         }
         let disagreeing = request(Some(&token("suspended-inc")), Some("acme.example.com"));
         assert_eq!(world.refused(&layer, disagreeing).await, want);
+    }
+}
+
+#[tokio::test]
+async fn where_reads_go_on_safe_methods_are_served_read_only_and_others_wait() {
+    for mode in [Mode::Warm, Mode::Cold] {
+        let world = World::new(mode).await;
+        let layer = world.layer(FirstOf::new(jwt()).then(host()));
+        let asked = |method: &str, mut request: Request<()>| {
+            *request.method_mut() = method.parse().expect("a method");
+            request
+        };
+        let member = |slug: &str| request(Some(&token(slug)), None);
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            for request in [member("readable-inc"), outsider("readable-inc.example.com")] {
+                assert_eq!(world.send(&layer, asked(method, request)).await.body(), "readable-inc to be read", "{method}");
+            }
+            // The controls: one that can't be read, and one that is served.
+            assert_eq!(world.refused(&layer, asked(method, member("moving-inc"))).await.0, StatusCode::SERVICE_UNAVAILABLE);
+            assert!(world.send(&layer, asked(method, member("acme"))).await.body().starts_with("acme member"), "{method}");
+        }
+        for method in ["POST", "PUT", "PATCH", "DELETE", "CONNECT", "PURGE", "get"] {
+            let waits = world.refused(&layer, asked(method, member("readable-inc"))).await;
+            assert!(waits.0 == StatusCode::SERVICE_UNAVAILABLE && waits.1.contains("retry-after"), "{method}: {waits:?}");
+            let outside = world.refused(&layer, asked(method, outsider("readable-inc.example.com"))).await;
+            assert_eq!(outside, not_found(&world).await, "{method}");
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod drilled;
 mod kept;
 mod new_ids;
 mod random;
+mod readers;
 mod refusals;
 mod scheduled;
 mod stopped;

@@ -40,7 +40,7 @@ const WRITES: [&str; 13] = [
 ];
 
 /// What would make the transaction one that writes.
-const WAYS_OUT: [&str; 9] = [
+pub(crate) const WAYS_OUT: [&str; 9] = [
     "set transaction read write",
     "set local transaction_read_only = off",
     "set transaction_read_only = off",

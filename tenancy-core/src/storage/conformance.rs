@@ -24,6 +24,7 @@ pub async fn tenant_catalog(catalog: &dyn TenantCatalog) {
     updates_count_and_stale_ones_lose(catalog).await;
     a_renamed_tenant_is_found_by_its_new_slug_only(catalog).await;
     the_lifecycle_is_kept(catalog).await;
+    reads_go_on_where_it_was_said(catalog).await;
     an_erased_tenant_is_absent_and_its_slug_is_free(catalog).await;
     lists_by_pages_newest_first(catalog).await;
     searches_literally(catalog).await;
@@ -116,6 +117,30 @@ pub async fn the_lifecycle_is_kept(catalog: &dyn TenantCatalog) {
     for status in [TenantStatus::Suspended, TenantStatus::Active, TenantStatus::Moving, TenantStatus::Active, TenantStatus::Archived] {
         set(catalog, tenant.id, TenantChange::status(status)).await;
         assert_eq!(find(catalog, tenant.id).await.map(|t| t.status), Some(status));
+    }
+}
+
+/// That reads go on is kept, found, listed, and over with the state.
+pub async fn reads_go_on_where_it_was_said(catalog: &dyn TenantCatalog) {
+    let tenant = create(catalog).await;
+    let early = catalog.update(tenant.id, TenantChange::default().with_reads(true), None, &Actor::System).await.expect_err("it is active");
+    assert_eq!((early.kind(), early.field()), (ErrorKind::Invalid, Some("reads")));
+    let moving = TenantChange::status(TenantStatus::Moving).with_reads(true);
+    for (change, status, reads) in [
+        (moving.clone(), TenantStatus::Moving, true),
+        (TenantChange { name: Some("Renamed".to_owned()), ..TenantChange::default() }, TenantStatus::Moving, true),
+        (TenantChange::default().with_reads(false), TenantStatus::Moving, false),
+        (TenantChange::default().with_reads(true), TenantStatus::Moving, true),
+        (TenantChange::status(TenantStatus::Active), TenantStatus::Active, false),
+        (TenantChange::status(TenantStatus::Restoring), TenantStatus::Restoring, false),
+        (TenantChange::status(TenantStatus::Suspended), TenantStatus::Suspended, false),
+    ] {
+        let changed = set(catalog, tenant.id, change).await;
+        assert_eq!((changed.status, changed.reads), (status, reads));
+        assert_eq!(find(catalog, tenant.id).await, Some(Arc::clone(&changed)), "by id");
+        assert_eq!(find(catalog, tenant.slug.clone()).await, Some(Arc::clone(&changed)), "by slug");
+        let query = TenantQuery { search: Some(tenant.slug.to_string()), ..TenantQuery::default() };
+        assert_eq!(catalog.list(&query, &Actor::System).await.expect("list").tenants, [changed], "in a list");
     }
 }
 

@@ -35,17 +35,21 @@ pub struct NewRestore {
     /// Don't take a backup of how the tenant is now first.
     #[serde(default)]
     pub without_backup: bool,
+    /// What the tenant has can be read until its rows are put in place; it is out of service for writing alone. One that was suspended is not
+    /// served by this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reads: bool,
 }
 
 impl NewRestore {
     /// All of this backup, after another one of how the tenant is now.
     pub const fn new(backup: Uuid) -> Self {
-        Self { backup: Some(backup), as_of: None, tables: None, dry_run: false, may_lose: false, without_backup: false }
+        Self { backup: Some(backup), as_of: None, tables: None, dry_run: false, may_lose: false, without_backup: false, reads: false }
     }
 
     /// As it was in this moment, after a backup of how the tenant is now.
     pub const fn as_of(at: DateTime<Utc>) -> Self {
-        Self { backup: None, as_of: Some(at), tables: None, dry_run: false, may_lose: false, without_backup: false }
+        Self { backup: None, as_of: Some(at), tables: None, dry_run: false, may_lose: false, without_backup: false, reads: false }
     }
 
     /// As it was in this moment, reached from the backup.
@@ -80,6 +84,14 @@ impl NewRestore {
     #[must_use]
     pub const fn without_backup(mut self) -> Self {
         self.without_backup = true;
+        self
+    }
+
+    /// Have reads of the tenant go on until its rows are put in place: [`TenantDb::read`](crate::TenantDb::read), and what only reads its
+    /// objects. What writes is [`Unavailable`](ErrorKind::Unavailable) all the same.
+    #[must_use]
+    pub const fn with_reads(mut self) -> Self {
+        self.reads = true;
         self
     }
 }
@@ -136,7 +148,7 @@ impl SystemTx {
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) without such a tenant or backup of it; [`Invalid`](ErrorKind::Invalid) at `tables` for none,
-    /// at `backup` for neither one nor a moment, and at `as_of` for a moment to come; [`Conflict`](ErrorKind::Conflict) for a moment that its
+    /// at `backup` for neither one nor a moment, at `as_of` for a moment to come, and at `reads` for a dry run; [`Conflict`](ErrorKind::Conflict) for a moment that its
     /// journal does not reach, a tenant in another state, and one with another operation under way.
     ///
     /// # Cancel safety
@@ -154,6 +166,9 @@ impl SystemTx {
         }
         if restore.tables.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::invalid("tables", "must name a table; leave it out to restore all"));
+        }
+        if restore.reads && restore.dry_run {
+            return Err(Error::invalid("reads", "is not for a dry run: the tenant is served all the while"));
         }
         if let Some(at) = restore.as_of {
             as_of::reaches(self, tenant, at).await?;

@@ -22,7 +22,7 @@ use super::take::{OBJECTS, Teller};
 use super::{Backups, NewRestore};
 use crate::error::from_sqlx;
 use crate::operations::{Operation, Progress, is_tried_again};
-use crate::settle::settle;
+use crate::settle::{heard, settle};
 use crate::tx::SystemTx;
 
 /// A backup that is open, and how it fits the database.
@@ -169,7 +169,7 @@ impl Backups {
             let mut restoring = Restoring::begin(self.db.inner(), tenant).await?;
             self.stage_changed(&mut restoring, &source, progress).await?;
             self.halted("staged").await;
-            self.fence(tenant, progress).await?;
+            self.fence(asked, tenant, progress).await?;
             // What was as in the backup may have changed until now.
             self.stage_changed(&mut restoring, &source, progress).await?;
             if all {
@@ -178,7 +178,10 @@ impl Backups {
             self.apply(restoring, &source, (asked, before), tenant, operation, progress).await?;
         }
         self.halted("applied").await;
-        if all && asked.as_of.is_none() {
+        if self.objects_follow(asked) {
+            if asked.reads {
+                heard(tenant, progress).await?;
+            }
             self.match_objects(&source, tenant, progress).await?;
         }
         self.halted("objects after").await;
@@ -209,12 +212,18 @@ impl Backups {
         Ok(Some(id))
     }
 
-    /// From here on nobody is served on behalf of the tenant, and what was under way is over.
-    async fn fence(&self, tenant: TenantId, progress: &Progress) -> Result<()> {
+    /// Whether objects are made the backup's once the rows are.
+    const fn objects_follow(&self, asked: &NewRestore) -> bool {
+        asked.tables.is_none() && asked.as_of.is_none() && self.objects.is_some()
+    }
+
+    /// From here on nobody is served on behalf of the tenant, or reads alone are, and what was under way is over.
+    async fn fence(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<()> {
         if progress.finished("fenced").await?.is_none() {
             let mut tx = progress.begin().await?;
             let was = tx.lock_tenant(tenant).await?.status;
-            tx.update_tenant(tenant, TenantChange::status(TenantStatus::Restoring), None, self.db.inner().clock.now()).await?;
+            let fence = TenantChange::status(TenantStatus::Restoring).with_reads(asked.reads && was == TenantStatus::Active);
+            tx.update_tenant(tenant, fence, None, self.db.inner().clock.now()).await?;
             progress.finish(&mut tx, "fenced", &json!(was)).await?;
             tx.commit().await?;
             self.refresh().await;
@@ -300,6 +309,10 @@ impl Backups {
             Some(gauges) => self.put_gauges(&mut tx, &gauges, tenant).await?,
             None if asked.tables.is_none() => self.put_settings(&mut tx, &source.details.tenant, tenant).await?,
             None => {}
+        }
+        if asked.reads && self.objects_follow(asked) {
+            // They are replaced one by one: rows and objects would not belong together.
+            tx.update_tenant(tenant, TenantChange::default().with_reads(false), None, self.db.inner().clock.now()).await?;
         }
         let tables: BTreeMap<&str, &Changed> = fits.iter().zip(&changed).map(|(fit, changed)| (fit.table.sql.as_str(), changed)).collect();
         let result = json!({

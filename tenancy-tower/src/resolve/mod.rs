@@ -16,7 +16,8 @@
 //!    at debug level.
 //! 6. *A host, path or header proves nothing.* It gives the principal [`Visitor`](tenancy_core::Principal::Visitor), which no role or
 //!    scope check passes.
-//! 7. *Only active tenants serve*, as of the catalog's answer for this request.
+//! 7. *Only active tenants serve*, as of the catalog's answer for this request. Where reads of one go on while it is moved or restored, safe
+//!    methods are served under a read-only context.
 //! 8. *Layers agree.* A second layer that resolves to another tenant than the first one refuses the request.
 //!
 //! # Deployment caveat

@@ -86,16 +86,16 @@ pub(super) fn unnamed(resolver: &dyn ResolveTenant) -> Error {
     }
 }
 
-/// Puts the context into the request, if `tenant` is the one that all hints point at and is active.
+/// Puts the context into the request, if `tenant` is the one that all hints point at and is active: or can be read, for a safe method, and the
+/// context is read-only.
 pub(super) fn establish(tenant: Option<Arc<Tenant>>, found: Identified, parts: &mut Parts) -> Result<()> {
     let tenant = tenant.ok_or_else(|| Error::tenant_not_found().with_source("the catalog has no such tenant"))?;
     if !std::iter::once(&found.hint).chain(&found.others).all(|hint| tenant.is(hint)) {
         return Err(Error::tenant_not_found().with_source("the hints of the request disagree"));
     }
     let id = tenant.id;
-    let active = tenant
-        .into_active()
-        .map_err(|inactive| if found.is_proven() { inactive } else { Error::tenant_not_found().with_source(inactive) })?;
+    let active = if parts.method.is_safe() { tenant.into_readable() } else { tenant.into_active() };
+    let active = active.map_err(|inactive| if found.is_proven() { inactive } else { Error::tenant_not_found().with_source(inactive) })?;
     let mut cx = TenantContext::establish(active, found.principal);
     if !found.scopes.is_empty() {
         cx = cx.with_scopes(found.scopes);

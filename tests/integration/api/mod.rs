@@ -21,6 +21,7 @@ mod postgres_killed;
 mod projects;
 mod provision;
 mod quotas;
+mod readers;
 mod sharing;
 mod sign_in;
 mod tenants;

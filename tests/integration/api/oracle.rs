@@ -291,6 +291,7 @@ fn bodies(schema: &Value) -> Vec<Value> {
             (Some("string"), "backup") => json!(super::ABSENT),
             (Some("string"), "as_of") => json!("2026-01-02T03:04:05Z"),
             (Some("integer"), "window_days") => json!(7),
+            (Some("boolean"), "reads") => json!(false), // a dry run has none
             (Some("boolean"), _) => json!(true),
             (Some("array"), "types") => json!(["document"]),
             // Whoever sends it puts in a document of their own.

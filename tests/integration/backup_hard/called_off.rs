@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::scheduled::age;
 use crate::backup::{World, archive_of, digests, hard_world, keys, vandalise};
 
-async fn cancel(world: &World, id: Uuid) -> Result<Operation, Error> {
+pub(super) async fn cancel(world: &World, id: Uuid) -> Result<Operation, Error> {
     let mut tx = world.kit.db.dangerous().begin_system("a test cancels").await.expect("system");
     let cancelled = tx.cancel_operation(id).await?;
     tx.commit().await.expect("committed");

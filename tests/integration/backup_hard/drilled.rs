@@ -1,7 +1,7 @@
 //! What a drill proves, and what it leaves.
 
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Executor as _};
+use sqlx::Executor as _;
 use tenancy_core::TenantContext;
 use tenancy_sqlx::operations::Operation;
 use uuid::Uuid;

@@ -58,6 +58,9 @@ pub(super) enum Verb {
         /// Don't back up first
         #[arg(long)]
         without_backup: bool,
+        /// Have what only reads go on until the rows are put in place
+        #[arg(long, conflicts_with = "dry_run")]
+        reads: bool,
         /// Print JSON: the operation
         #[arg(long)]
         json: bool,
@@ -187,7 +190,7 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Restore { tenant, backup, as_of, dry_run, tables, may_lose, without_backup, json } => {
+        Verb::Restore { tenant, backup, as_of, dry_run, tables, may_lose, without_backup, reads, json } => {
             let found = tenant::find(&db.catalog(), &tenant).await?;
             let mut asked = match (backup, as_of) {
                 (Some(backup), None) => NewRestore::new(backup),
@@ -196,7 +199,7 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
                 (None, None) => return Err(Error::invalid("backup", "must say which one, or --as-of a moment")),
             };
             asked.tables = (!tables.is_empty()).then_some(tables);
-            (asked.dry_run, asked.may_lose, asked.without_backup) = (dry_run, may_lose, without_backup);
+            (asked.dry_run, asked.may_lose, asked.without_backup, asked.reads) = (dry_run, may_lose, without_backup, reads);
             let mut tx = db.dangerous().begin_system("restore a tenant").await?;
             let id = tx.request_restore(found.id, &asked, None).await?.id;
             tx.commit().await?;
