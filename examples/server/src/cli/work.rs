@@ -1,11 +1,11 @@
 //! Long work that was asked for on the command line: done here, unless a running server has taken it.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write};
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressState, ProgressStyle};
 use tenancy_core::{Error, ErrorKind, Result};
 use tenancy_sqlx::TenantDb;
 use tenancy_sqlx::operations::{Operation, Operations};
@@ -74,21 +74,27 @@ impl Said {
     }
 
     fn say(&mut self, operation: &Operation) {
-        let (done, bytes) = (operation.done.unsigned_abs(), HumanBytes(operation.bytes.unsigned_abs()));
-        match self {
-            Self::Bar(bar) => {
-                let known = operation.total.is_some_and(|total| total > 0);
-                let template =
-                    if known { "{spinner} {msg} {wide_bar} {pos}/{len} {prefix} {eta}" } else { "{spinner} {msg} {pos} {prefix}" };
-                bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-                bar.set_length(operation.total.unwrap_or_default().unsigned_abs());
-                bar.set_position(done);
-                bar.set_prefix(format!("{}, {bytes}", operation.unit));
-                bar.set_message(if operation.step.is_empty() { operation.state.clone() } else { operation.step.clone() });
+        let step = if operation.step.is_empty() { &operation.state } else { &operation.step };
+        let (done, unit, bytes) = (operation.done.unsigned_abs(), &operation.unit, HumanBytes(operation.bytes.unsigned_abs()));
+        match (self, operation.total.map(i64::unsigned_abs).filter(|total| *total > 0)) {
+            (Self::Bar(bar), total) => {
+                let (template, text) = match total {
+                    Some(total) => ("{spinner} {step} {wide_bar} {text} {eta}", format!("{done}/{total} {unit}, {bytes}")),
+                    None if unit.is_empty() => ("{spinner} {step}", String::new()),
+                    None => ("{spinner} {step} {text}", format!("{done} {unit}, {bytes}")),
+                };
+                let (step, style) = (step.clone(), ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+                let style = style.with_key("step", move |_: &ProgressState, to: &mut dyn Write| _ = to.write_str(&step));
+                bar.set_style(style.with_key("text", move |_: &ProgressState, to: &mut dyn Write| _ = to.write_str(&text)));
+                // All at once: what is set one by one is drawn one by one.
+                bar.update(|state| {
+                    state.set_len(total.unwrap_or_default());
+                    state.set_pos(done);
+                });
             }
-            Self::Lines(said) => {
-                let of = operation.total.map(|total| format!(" of {total}")).unwrap_or_default();
-                let line = format!("{}: {done}{of} {}, {bytes}", operation.step, operation.unit);
+            (Self::Lines(said), total) => {
+                let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
+                let line = if unit.is_empty() { step.clone() } else { format!("{step}: {done}{of} {unit}, {bytes}") };
                 if line != *said && !operation.step.is_empty() {
                     let _ = writeln!(std::io::stderr(), "{line}");
                     *said = line;
