@@ -347,8 +347,25 @@ fn table(result: &Value) -> String {
         let some: Vec<&str> = missing.iter().take(3).filter_map(Value::as_str).collect();
         text.push_str(&format!("\n{} objects that rows name are gone: {}", missing.len(), some.join(", ")));
     }
+    if let Some(lost) = result["left_out"].as_array().filter(|lost| !lost.is_empty()) {
+        let all: Vec<&str> = lost.iter().filter_map(Value::as_str).collect();
+        text.push_str(&format!("\nleft out, as the database has them no more: {}", all.join(", ")));
+    }
     if let Some(before) = result["before"].as_str() {
         text.push_str(&format!("\nas it was before: backup {before}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::table;
+
+    #[test]
+    fn what_was_left_out_of_a_restore_is_said() {
+        let mut result = serde_json::json!({ "tables": {}, "left_out": ["public.projects.\"note\""] });
+        assert!(table(&result).ends_with("no more: public.projects.\"note\""), "{}", table(&result));
+        result["left_out"] = serde_json::json!([]);
+        assert!(!table(&result).contains("left out"));
+    }
 }
