@@ -93,7 +93,7 @@ async fn no_node_can_speak_for_another() {
     let kit = Kit::new().await;
     let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
     let error = sqlx::query("select id from tenancy.catalog_nodes").execute(&mut tx).await.expect_err("their ids are secrets");
-    assert_eq!(error.as_database_error().and_then(|db| db.code()).as_deref(), Some("42501"));
+    assert_eq!(error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(), Some("42501"));
 }
 
 #[tokio::test]
