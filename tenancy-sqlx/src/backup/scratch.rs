@@ -115,7 +115,7 @@ impl Restoring<'_> {
         }
         self.become_role(&restore).await?;
         for (name, sql) in &shape.indexes.0 {
-            self.tx.control(sql).await.map_err(|error| match error.as_database_error().and_then(|db| db.code()) {
+            self.tx.control(sql).await.map_err(|error| match error.as_database_error().and_then(sqlx::error::DatabaseError::code) {
                 Some(code) if code.starts_with("23") => broken(fit, name).with_source(error),
                 _ => does_not_fit(fit, error),
             })?;
