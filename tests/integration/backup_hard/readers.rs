@@ -46,7 +46,7 @@ async fn halted(world: &World, restore: &NewRestore, step: &'static str) -> (Uui
         still = if told == at { still + 1 } else { 0 };
         at = told;
         let there = match step {
-            "staged" => at.starts_with("loading"),
+            "staged" => at.starts_with("loading") || at.starts_with("comparing"),
             "merged" => at == "restoring rows",
             "before commit" => at == "verifying",
             _ => finished,
@@ -212,6 +212,7 @@ async fn once_the_rows_are_new_nobody_reads_until_the_objects_are() {
     }
     running.abort();
     world.done(id).await;
+    other.ping().await.expect("it hears of it now, and not within the bound");
     assert_eq!(notes(&other, acme).await.expect("served"), was);
 
     // Where objects stay as they are reads go on, and show the new rows.
