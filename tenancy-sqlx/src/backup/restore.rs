@@ -93,11 +93,34 @@ impl Backups {
         self.rewind(restoring, source, progress).await
     }
 
-    /// Stages the tables that are not as the backup has them, unless they are staged already.
-    async fn stage_changed(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
+    /// Stages, before anybody has to wait for it, what will be needed: as far as the backup that was taken first tells, or the number of rows.
+    async fn stage_ahead(&self, restoring: &mut Restoring<'_>, source: &Source, before: Option<Uuid>, progress: &Progress) -> Result<()> {
         if source.as_of.is_some() {
-            return if restoring.loaded.is_empty() { self.stage(restoring, source, progress).await } else { Ok(()) };
+            return self.stage(restoring, source, progress).await;
         }
+        let mut now = None;
+        if let Some(before) = before {
+            let before = progress.read().await?.backup(restoring.tenant, before).await?;
+            now = Some(self.open(&before).await?.0);
+        }
+        for (n, fit) in source.fits.fits.iter().enumerate() {
+            let (rows, hash) = source.segment(fit)?;
+            let same = match &now {
+                Some(now) => now.segments().iter().any(|segment| segment.name == fit.was.sql && segment.hash == hash),
+                None => {
+                    restoring.as_app().await?;
+                    restoring.count(&fit.table).await? == rows
+                }
+            };
+            if !same || !fit.is_exact() {
+                self.stage_table(restoring, n, source, progress).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stages the tables that are not to the last bit as the backup has them, unless they are staged already.
+    async fn stage_changed(&self, restoring: &mut Restoring<'_>, source: &Source, progress: &Progress) -> Result<()> {
         for (n, fit) in source.fits.fits.iter().enumerate() {
             if restoring.loaded.contains_key(&n) {
                 continue;
@@ -126,6 +149,9 @@ impl Backups {
     async fn differences(&self, asked: &NewRestore, tenant: TenantId, progress: &Progress) -> Result<Value> {
         let source = self.source(asked, tenant, progress).await?;
         let mut restoring = Restoring::begin(self.db.inner(), tenant).await?;
+        if source.as_of.is_some() {
+            self.stage(&mut restoring, &source, progress).await?;
+        }
         self.stage_changed(&mut restoring, &source, progress).await?;
         restoring.as_app().await?;
         let mut tables = BTreeMap::new();
@@ -167,10 +193,10 @@ impl Backups {
             }
             self.halted("objects before").await;
             let mut restoring = Restoring::begin(self.db.inner(), tenant).await?;
-            self.stage_changed(&mut restoring, &source, progress).await?;
+            self.stage_ahead(&mut restoring, &source, before, progress).await?;
             self.halted("staged").await;
             self.fence(asked, tenant, progress).await?;
-            // What was as in the backup may have changed until now.
+            // What is not staged is as in the backup: behind the fence that can be made sure of.
             self.stage_changed(&mut restoring, &source, progress).await?;
             if all {
                 self.put_missing(&source, tenant, progress).await?;

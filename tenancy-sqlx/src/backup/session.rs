@@ -91,7 +91,7 @@ impl<'a> Restoring<'a> {
         let bound = inner.begin_for(&format!("BEGIN; SET LOCAL ROLE {app}"), tenant);
         // Of rows that were written in this transaction the planner knows nothing: a nested loop over them would take for ever.
         let begin = format!(
-            "{bound}; SET LOCAL ROLE {restore}; SET LOCAL enable_nestloop = off; SET LOCAL work_mem = '32MB'; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
+            "{bound}; SET LOCAL ROLE {restore}; SET LOCAL enable_nestloop = off; SET LOCAL work_mem = '64MB'; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
              SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT pg_advisory_xact_lock_shared({BYSTANDER}, 2)"
         );
         Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant, loaded: BTreeMap::new() })

@@ -46,7 +46,7 @@ async fn halted(world: &World, restore: &NewRestore, step: &'static str) -> (Uui
         still = if told == at { still + 1 } else { 0 };
         at = told;
         let there = match step {
-            "staged" => at.starts_with("loading") || at.starts_with("comparing"),
+            "staged" => at.starts_with("loading"),
             "merged" => at == "restoring rows",
             "before commit" => at == "verifying",
             _ => finished,
