@@ -1,5 +1,7 @@
 //! Which database, and bringing it up to date.
 
+use std::time::Duration;
+
 use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
@@ -125,6 +127,14 @@ impl Database {
             return Err(Error::new(ErrorKind::Misconfigured, why));
         }
         Ok(db)
+    }
+
+    /// Opens it for one piece of work. Closed, so that no fence waits for what this process might still serve.
+    pub(crate) async fn with<T>(&self, config: &Config, work: impl AsyncFnOnce(&TenantDb) -> Result<T>) -> Result<T> {
+        let db = self.open(config).await?;
+        let done = work(&db).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), db.close()).await;
+        done
     }
 
     /// Opens the database of any service.

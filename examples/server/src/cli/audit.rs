@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use tenancy_core::{Error, ErrorKind, Result, TenantCatalog as _, TenantHint};
+use tenancy_sqlx::TenantDb;
 
 use super::say;
 use crate::config::Config;
@@ -34,13 +35,14 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
         return Err(Error::new(ErrorKind::Misconfigured, "this needs administrative credentials: set TENANCY_ADMIN_DATABASE_URL"));
     }
     let anchors = anchors::read(attachment_store::store(config)?.as_ref()).await?;
-    let db = database.open(config).await?;
-    let tenant = match tenant {
-        None => None,
-        Some(hint) => Some(db.catalog().find(&hint).await?.ok_or_else(Error::not_found)?.id),
+    let verify = async |db: &TenantDb| {
+        let tenant = match tenant {
+            None => None,
+            Some(hint) => Some(db.catalog().find(&hint).await?.ok_or_else(Error::not_found)?.id),
+        };
+        db.dangerous().begin_system("verify the audit log").await?.verify_audit(tenant, &anchors).await
     };
-    let mut tx = db.dangerous().begin_system("verify the audit log").await?;
-    let seen = tx.verify_audit(tenant, &anchors).await?;
+    let seen = database.with(config, verify).await?;
     if json {
         say(serde_json::json!({
             "events": seen.events, "unsealed": seen.unsealed, "anchors": anchors.len(), "heads": seen.heads, "findings": seen.findings,

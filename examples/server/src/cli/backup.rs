@@ -160,7 +160,10 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
     if database.is_embedded() {
         database.migrate().await?;
     }
-    let db = &database.open(config).await?;
+    database.with(config, async |db| act(config, db, verb).await).await
+}
+
+async fn act(config: &Config, db: &TenantDb, verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Take { tenant, json } => {
             let found = tenant::find(&db.catalog(), &tenant).await?;

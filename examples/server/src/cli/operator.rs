@@ -8,6 +8,7 @@ use serde_json::json;
 use tenancy_core::{
     Clock as _, Email, Error, ErrorKind, NewOperator, Operator, OperatorChange, OperatorRole, Result, SystemClock, TokenDays,
 };
+use tenancy_sqlx::TenantDb;
 use uuid::Uuid;
 
 use super::say;
@@ -57,7 +58,10 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
     if database.is_embedded() {
         database.migrate().await?;
     }
-    let db = database.open(config).await?;
+    database.with(config, async |db| act(db, verb).await).await
+}
+
+async fn act(db: &TenantDb, verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Create { email, name, role, days, json } => {
             let name = name.unwrap_or_else(|| email.as_str().to_owned());

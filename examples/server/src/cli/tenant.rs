@@ -134,17 +134,13 @@ pub(super) async fn run(config: &Config, verb: Verb) -> Result<ExitCode> {
     if database.is_embedded() {
         database.migrate().await?;
     }
-    let db = database.open(config).await?;
-    if let Verb::Erase { tenant, confirm, reason, json } = verb {
-        return erase::run(config, &db, &tenant, &confirm, &reason, json).await;
-    }
-    if let Verb::Export { tenant, into, csv, json } = verb {
-        return export::run(config, &db, &tenant, &into, csv, json).await;
-    }
-    if let Verb::Provision { tenant, json } = verb {
-        return provision::run(config, &db, &tenant, json).await;
-    }
-    act(config, &db, verb).await
+    let work = async |db: &TenantDb| match verb {
+        Verb::Erase { tenant, confirm, reason, json } => erase::run(config, db, &tenant, &confirm, &reason, json).await,
+        Verb::Export { tenant, into, csv, json } => export::run(config, db, &tenant, &into, csv, json).await,
+        Verb::Provision { tenant, json } => provision::run(config, db, &tenant, json).await,
+        verb => act(config, db, verb).await,
+    };
+    database.with(config, work).await
 }
 
 /// The invitation of an owner, whose link leads to the server.

@@ -42,8 +42,7 @@ pub(super) async fn run(config: &Config, token: Token) -> Result<ExitCode> {
     if database.is_embedded() {
         database.migrate().await?;
     }
-    let db = database.open(config).await?;
-    let tenant = db.catalog().find(&token.tenant).await?.ok_or_else(|| {
+    let tenant = database.with(config, async |db| db.catalog().find(&token.tenant).await).await?.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("there is no tenant {}: create it with tenancy-server tenant create", token.tenant))
     })?;
     if let Some(bad) = token.scope.iter().find(|scope| scope.is_empty() || !scope.bytes().all(|b| b.is_ascii_graphic())) {
