@@ -66,10 +66,7 @@ impl Backups {
         let fits = &source.fits.fits;
         let shapes = restoring.shapes(fits).await?;
         let tables: Vec<(&Fit, &Shape)> = fits.iter().zip(&shapes).collect();
-        let (mut total, mut all) = (0, 0);
-        for fit in fits {
-            all += source.segment(fit)?.0;
-        }
+        let (mut total, all) = (0, source.rows()?);
         for (n, &(fit, shape)) in tables.iter().enumerate() {
             progress.at(&format!("loading {}", fit.was.sql), total, Some(all), "rows").await?;
             let content = source.archive.segment(&fit.was.sql)?.inspect_ok(|bytes| progress.moved(bytes.len()));

@@ -45,7 +45,7 @@ impl Source {
     }
 
     /// How many rows the backup has of all tables that are restored.
-    fn rows(&self) -> Result<u64> {
+    pub(super) fn rows(&self) -> Result<u64> {
         self.fits.fits.iter().map(|fit| self.segment(fit).map(|(rows, _)| rows)).sum()
     }
 }
