@@ -431,6 +431,26 @@ async fn behind_the_fence_the_tenant_gets_an_answer_to_try_again_and_others_are_
 }
 
 #[tokio::test]
+async fn what_a_transaction_changes_between_the_first_look_and_the_fence_is_undone() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let (was, backup) = (world.kit.notes(acme).await, world.back_up(acme).await);
+    let mut late = world.kit.db.begin(acme).await.expect("begin");
+    let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup).without_backup()).await.expect("queued");
+    let worker = world.worker(&world.backups).with_lease(Duration::from_secs(30));
+    let restoring = tokio::spawn(async move { worker.run_next().await });
+    while world.operation(queued.id).await.step != "waiting for older transactions" {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // As many rows as before.
+    sqlx::query("update notes set body = body || ' late'").execute(&mut late).await.expect("it may still write");
+    late.commit().await.expect("commit");
+    restoring.await.expect("no panic").expect("restored");
+    assert_eq!(world.operation(queued.id).await.state, "done");
+    assert_eq!(world.kit.notes(acme).await, was);
+}
+
+#[tokio::test]
 async fn a_clone_is_a_tenant_like_the_other_one_and_apart_from_it() {
     let world = hard_world().await;
     let (acme, globex) = (&world.kit.acme, &world.kit.globex);
