@@ -282,9 +282,11 @@ async fn two_hundred_are_added_on_two_nodes_and_exactly_the_limit_get_a_seat() {
 #[tokio::test]
 async fn control_count_then_insert_seats_too_many() {
     let kit = Kit::with_options(|options| options.with_max_connections(16)).await;
+    let counted = tokio::sync::Barrier::new(8);
     let one = async |n: usize| {
         let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
         let count: i64 = sqlx::query_scalar("select count(*) from tenancy.members").fetch_one(&mut tx).await.expect("count");
+        counted.wait().await;
         if count < 25 {
             let sql = "insert into tenancy.members (id, email, name, role) values ($1, $2, 'x', 'member')";
             sqlx::query(sql).bind(Uuid::now_v7()).bind(format!("p{n}@example.com")).execute(&mut tx).await.expect("insert");

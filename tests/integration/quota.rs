@@ -51,13 +51,15 @@ async fn two_hundred_at_once_and_exactly_the_limit_succeed() {
     assert_eq!(grow(&kit, &kit.globex, 1).await, Ok(1));
 }
 
-/// What everybody writes first: it counts, and then inserts.
+/// What everybody writes first: it counts, and then inserts. Eight at a time have counted before one of them inserts.
 #[tokio::test]
 async fn control_count_then_insert_passes_the_limit() {
     let kit = Kit::with_options(|options| options.with_max_connections(16)).await;
+    let counted = tokio::sync::Barrier::new(8);
     let one = async || {
         let mut tx = kit.db.begin(&kit.acme).await.expect("begin");
         let count: i64 = sqlx::query_scalar("select count(*) from notes").fetch_one(&mut tx).await.expect("count");
+        counted.wait().await;
         if count < 25 {
             sqlx::query("insert into notes (body) values ('x')").execute(&mut tx).await.expect("insert");
             tx.commit().await.expect("commit");
