@@ -215,6 +215,8 @@ impl Restoring<'_> {
         } else if others > 0 {
             return Err(refused(format!("{sql} had other columns for a while between the backup and the moment: restore a whole backup")));
         }
+        self.known.insert(n);
+        self.tx.control(&fit.analyze(n)).await.map_err(from_sqlx)?;
         // A value's text is that of the journal's trigger.
         let path: String = sqlx::query_scalar("select current_setting('search_path')").fetch_one(&mut self.tx).await.map_err(from_sqlx)?;
         let same = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD';

@@ -13,7 +13,7 @@ use super::fit::Fit;
 use super::objects;
 use super::restore::Source;
 use super::scratch::Shape;
-use super::session::Restoring;
+use super::session::{Between, Restoring};
 use super::take::{OBJECTS, Teller};
 use super::{Backups, NewRestore};
 use crate::operations::{Operation, Progress, is_tried_again};
@@ -79,19 +79,15 @@ impl Backups {
 
         progress.at("verifying", 0, None, "").await?;
         let mut keys = Vec::new();
-        for (n, &(fit, shape)) in tables.iter().enumerate() {
-            for key in &fit.table.refers {
-                let to = tables.iter().enumerate().find(|(_, (fit, _))| fit.table.sql == key.to);
-                let to = to.map_or_else(|| key.to.clone(), |(n, (fit, shape))| shape.place(n, fit));
-                keys.push((&fit.table, key, shape.place(n, fit), to));
-            }
+        for (fit, _) in &tables {
+            keys.extend(fit.table.refers.iter().map(|key| Between::new(&fit.table, key, fits, |n, _| !shapes[n].is_apart())));
         }
         restoring.check_keys(&keys).await?;
         let mut report = BTreeMap::new();
         for (n, &(fit, shape)) in tables.iter().enumerate() {
             restoring.check_policies(n, (fit, shape)).await?;
             let (rows, hash) = source.segment(fit)?;
-            if fit.is_exact() && restoring.digest(&fit.table, &shape.place(n, fit)).await? != hash {
+            if fit.is_exact() && restoring.digest(&fit.table, &shape.place(n, fit), true).await? != hash {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!("{} has other contents than the backup after a restore", fit.table.sql),

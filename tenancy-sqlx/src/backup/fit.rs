@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use tenancy_core::{Error, ErrorKind, Result};
+use tenancy_core::{Error, ErrorKind, Result, TenantId};
 
 use super::tables::{Column, Table, quoted};
 
@@ -152,15 +152,10 @@ impl Fit {
         Some(format!("insert into s{n}{} select {} from r{n}", listed(&columns), values.join(", ")))
     }
 
-    /// What is left to do once the rows are there.
-    pub(super) fn ready(&self, n: usize) -> String {
-        // Statistics of the key are all that joins by it go by.
+    /// Statistics of the key are all that joins by it go by.
+    pub(super) fn analyze(&self, n: usize) -> String {
         let key: Vec<String> = self.table.key.iter().map(|name| quoted(name)).collect();
-        let analyze = format!("analyze s{n}{}", listed(&key));
-        match self.spread(n) {
-            Some(spread) => format!("{spread}; drop table r{n}; {analyze}"),
-            None => analyze,
-        }
+        format!("analyze s{n}{}", listed(&key))
     }
 
     fn same_key(&self) -> String {
@@ -235,18 +230,18 @@ impl Fit {
     }
 
     /// Adds the rows that are not there (any more), or all of them where nothing is there.
-    pub(super) fn add(&self, n: usize, all: bool) -> String {
+    pub(super) fn add(&self, n: usize, all: bool, to: TenantId) -> String {
         let columns: Vec<String> = self.columns().map(Column::quoted).collect();
         let values: Vec<String> = self.columns().map(|column| format!("s.{}", column.quoted())).collect();
         let tenant = quoted(&self.table.tenant_column);
         let missing = if self.is_keyed() && !all {
-            format!(" where not exists (select from {} t where {} and {})", self.table.from(), self.own(), self.same_key())
+            format!(" where not exists (select from {} t where t.{tenant} = '{to}' and {})", self.table.from(), self.same_key())
         } else {
             String::new()
         };
         let comma = if columns.is_empty() { "" } else { ", " };
         format!(
-            "insert into {} ({tenant}{comma}{}) overriding system value select $1{comma}{} from s{n} s{missing}",
+            "insert into {} ({tenant}{comma}{}) overriding system value select '{to}'::uuid{comma}{} from s{n} s{missing}",
             self.table.sql,
             columns.join(", "),
             values.join(", ")
@@ -319,7 +314,7 @@ mod tests {
         let (make, copy) = fit.make(3, "app");
         assert!(make.contains(r#"create temp table r3 ("id" uuid, "n" integer, "mood" text) on commit drop"#), "{make}");
         assert_eq!(copy, r#"COPY r3 ("id", "n", "mood") FROM STDIN (FORMAT binary)"#);
-        assert!(fit.ready(3).contains(r#"select "id", "n", "mood"::mood from r3"#), "{}", fit.ready(3));
+        assert!(fit.spread(3).expect("by text").contains(r#"select "id", "n", "mood"::mood from r3"#), "{:?}", fit.spread(3));
         assert!(!fit.is_exact());
         let same = Fit { was: now.clone(), table: now };
         assert!(same.is_exact() && same.make(0, "app").1.starts_with("COPY r0"), "its own types go as text");

@@ -1,6 +1,6 @@
 with wanted as (
-  select w.ord - 1 as n, c.oid, c.relkind, c.relhassubclass, c.relrowsecurity, c.relname, n.nspname
-    from unnest($1::text[]) with ordinality w (sql, ord)
+  select w.ord - 1 as n, c.oid, c.relkind, c.relhassubclass, c.relrowsecurity, c.relname, n.nspname, w.tenant
+    from unnest($1::text[], $3::text[]) with ordinality w (sql, tenant, ord)
     join (pg_class c join pg_namespace n on n.oid = c.relnamespace) on format('%I.%I', n.nspname, c.relname) = w.sql
 ), policies as (
   select w.oid, p.oid as pol, p.polpermissive, p.polcmd,
@@ -55,12 +55,20 @@ select w.relname::text as name,
                         order by i.indisprimary desc, x.relname)
                    from pg_index i join pg_class x on x.oid = i.indexrelid cross join lateral (select case when i.indisunique then 'UNIQUE ' else '' end as unique_) u
                    left join pg_constraint k on k.conindid = x.oid and k.conrelid = w.oid and k.contype in ('p', 'u', 'x')
-                  where i.indrelid = w.oid and i.indislive), '[]') as indexes,
+                  where i.indrelid = w.oid and i.indislive
+                    -- Not one that takes any row.
+                    and (i.indisunique or i.indisexclusion or i.indexprs is not null or i.indpred is not null
+                         or x.relam not in (select m.oid from pg_am m where m.amname in ('btree', 'hash'))
+                         or exists (select from pg_attribute a where a.attrelid = i.indexrelid and a.attlen < 0)
+                         or exists (select from unnest(i.indclass) o where o >= 16384))), '[]') as indexes,
        (select format('(%s)%s', coalesce(string_agg(format('(%s)', p.writes), ' or ') filter (where p.polpermissive), 'false'),
                       coalesce(' and ' || string_agg(format('(%s)', p.writes), ' and ') filter (where not p.polpermissive), ''))
           from policies p where p.oid = w.oid and p.polcmd in ('*', 'a')) as writes,
        (select format('(%s)%s', coalesce(string_agg(format('(%s)', p.reads), ' or ') filter (where p.polpermissive), 'false'),
                       coalesce(' and ' || string_agg(format('(%s)', p.reads), ' and ') filter (where not p.polpermissive), ''))
           from policies p where p.oid = w.oid and p.polcmd in ('*', 'r')) as reads,
-       w.relrowsecurity as secured
+       w.relrowsecurity as secured,
+       not exists (select from policies p join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.pol and d.refclassid = 'pg_class'::regclass
+                     join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+                    where p.oid = w.oid and d.refobjid = w.oid and d.refobjsubid > 0 and a.attname <> w.tenant) as alike
   from wanted w order by w.n

@@ -1,6 +1,6 @@
 //! The transactions of a backup and of a restore, and the roles that they take on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -43,16 +43,6 @@ pub(super) async fn begin_snapshot(inner: &Inner, paced: bool) -> Result<SystemT
     if alone { Ok(tx) } else { Err(Error::new(ErrorKind::Unavailable, "another tenant of this database is being backed up")) }
 }
 
-/// The hash and size of rows as `copy` gives them.
-pub(super) async fn digest(tx: &mut SystemTx, copy: &str) -> Result<String> {
-    let mut hash = blake3::Hasher::new();
-    let mut rows = std::pin::pin!(tx.copy_out(copy).await?);
-    while let Some(bytes) = rows.try_next().await.map_err(from_sqlx)? {
-        hash.update(&bytes);
-    }
-    Ok(hash.finalize().to_hex().to_string())
-}
-
 /// What became of one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Changed {
@@ -77,6 +67,57 @@ pub(super) struct Restoring<'a> {
     pub(super) tenant: TenantId,
     /// How many rows were staged of each table; of others, nothing has to be restored.
     pub(super) loaded: BTreeMap<usize, u64>,
+    /// Of which of them the planner knows the keys.
+    pub(super) known: BTreeSet<usize>,
+}
+
+/// A foreign key, and where the rows are that refer, and those that are referred to.
+pub(super) struct Between<'a> {
+    table: &'a Table,
+    key: &'a Reference,
+    from: Place,
+    to: Place,
+}
+
+struct Place {
+    sql: String,
+    /// Whether the rows are all the tenant's: its column is not looked at, and need not be there.
+    alone: bool,
+}
+
+impl<'a> Between<'a> {
+    /// `staged` tells whether the values of a column of the `n`th table are all in what it is staged in.
+    pub(super) fn new(table: &'a Table, key: &'a Reference, fits: &[Fit], staged: impl Fn(usize, &str) -> bool) -> Self {
+        let place = |sql: &str, shared: String, has: &dyn Fn(usize, &(String, String)) -> bool| {
+            let n = fits.iter().position(|fit| fit.table.sql == sql).filter(|n| key.pairs.iter().all(|pair| has(*n, pair)));
+            n.map_or(Place { sql: shared, alone: false }, |n| Place { sql: format!("s{n}"), alone: true })
+        };
+        let own = |here: &str| here == table.tenant_column;
+        let from = place(&table.sql, table.from(), &|n, (here, _)| own(here) || staged(n, here));
+        let to = place(&key.to, key.to.clone(), &|n, (here, there)| {
+            let theirs = *there == fits[n].table.tenant_column;
+            own(here) == theirs && (theirs || staged(n, there))
+        });
+        Self { table, key, from, to }
+    }
+
+    /// Counts the rows that break it.
+    fn broken(&self, tenant: TenantId) -> String {
+        let (own, others): (Vec<_>, Vec<_>) = self.key.pairs.iter().partition(|(here, _)| *here == self.table.tenant_column);
+        let all = |not: &str| others.iter().map(|(here, _)| format!("t.{} is {not}null", quoted(here))).collect::<Vec<_>>();
+        let every = |conditions: Vec<String>| if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") };
+        let mut same: Vec<String> = others.iter().map(|(here, there)| format!("u.{} = t.{}", quoted(there), quoted(here))).collect();
+        if !self.to.alone {
+            same.extend(own.iter().map(|(_, there)| format!("u.{} = '{tenant}'", quoted(there))));
+        }
+        let given = every(all("not "));
+        // MATCH FULL: all columns or none.
+        let none = if own.is_empty() { every(all("")) } else { "false".to_owned() };
+        let half = if self.key.full { format!(" or not ({given}) and not ({none})") } else { String::new() };
+        let bound = if self.from.alone { "true".to_owned() } else { format!("t.{} = '{tenant}'", quoted(&self.table.tenant_column)) };
+        let (from, to, same) = (&self.from.sql, &self.to.sql, every(same));
+        format!("select count(*) from {from} t where {bound} and (({given}) and not exists (select from {to} u where {same}){half})")
+    }
 }
 
 impl fmt::Debug for Restoring<'_> {
@@ -91,10 +132,11 @@ impl<'a> Restoring<'a> {
         let bound = inner.begin_for(&format!("BEGIN; SET LOCAL ROLE {app}"), tenant);
         // Of rows that were written in this transaction the planner knows nothing: a nested loop over them would take for ever.
         let begin = format!(
-            "{bound}; SET LOCAL ROLE {restore}; SET LOCAL enable_nestloop = off; SET LOCAL work_mem = '64MB'; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
+            "{bound}; SET LOCAL ROLE {restore}; SET LOCAL enable_nestloop = off; SET LOCAL jit = off; SET LOCAL work_mem = '64MB'; SET LOCAL session_replication_role = replica; SET LOCAL extra_float_digits = 1;
              SET LOCAL intervalstyle = 'postgres'; SET LOCAL datestyle = 'ISO'; SELECT pg_advisory_xact_lock_shared({BYSTANDER}, 2)"
         );
-        Ok(Self { tx: begin_as(inner, Actor::System, &begin, &[app, restore]).await?, inner, tenant, loaded: BTreeMap::new() })
+        let tx = begin_as(inner, Actor::System, &begin, &[app, restore]).await?;
+        Ok(Self { tx, inner, tenant, loaded: BTreeMap::new(), known: BTreeSet::new() })
     }
 
     pub(super) async fn become_role(&mut self, role: &str) -> Result<()> {
@@ -112,7 +154,9 @@ impl<'a> Restoring<'a> {
         let (make, copy) = fit.make(n, &self.inner.roles.app());
         self.tx.control(&make).await.map_err(|error| does_not_fit(fit, error))?;
         let count = self.tx.copy_in(&copy, rows).await?;
-        self.tx.control(&fit.ready(n)).await.map_err(|error| does_not_fit(fit, error))?;
+        if let Some(spread) = fit.spread(n) {
+            self.tx.control(&format!("{spread}; drop table r{n}")).await.map_err(|error| does_not_fit(fit, error))?;
+        }
         self.loaded.insert(n, count);
         Ok(count)
     }
@@ -122,8 +166,19 @@ impl<'a> Restoring<'a> {
         self.become_role(&self.inner.roles.app()).await
     }
 
+    /// Has the planner know what joins by the key of what was staged go by.
+    pub(super) async fn know(&mut self, n: usize, fit: &Fit) -> Result<()> {
+        if self.known.insert(n) && fit.is_keyed() {
+            let (app, restore) = (self.inner.roles.app(), self.inner.roles.restore());
+            let analyze = format!("SET LOCAL ROLE {restore}; {}; SET LOCAL ROLE {app}", fit.analyze(n));
+            self.tx.control(&analyze).await.map_err(from_sqlx)?;
+        }
+        Ok(())
+    }
+
     /// What a restore would do to a table.
     pub(super) async fn difference(&mut self, n: usize, fit: &Fit) -> Result<Changed> {
+        self.know(n, fit).await?;
         let row = sqlx::query(AssertSqlSafe(fit.difference(n))).bind(self.tenant.as_uuid()).fetch_one(&mut self.tx).await;
         let row = row.map_err(from_sqlx)?;
         Ok(Changed { removed: row.get(0), changed: row.get(1), added: row.get(2) })
@@ -144,6 +199,7 @@ impl<'a> Restoring<'a> {
             let there = self.count(&fit.table).await?;
             if fit.is_keyed() {
                 if there > 0 {
+                    self.know(n, fit).await?;
                     changed[n] = self.remove(n, fit).await?;
                 }
                 // Each row that stayed is one of those that were staged.
@@ -162,7 +218,7 @@ impl<'a> Restoring<'a> {
         }
         for (n, all) in missing {
             let fit = &fits[n];
-            let added = sqlx::query(AssertSqlSafe(fit.add(n, all))).bind(self.tenant.as_uuid()).execute(&mut self.tx).await;
+            let added = sqlx::query(AssertSqlSafe(fit.add(n, all, self.tenant))).execute(&mut self.tx).await;
             let added = added.map_err(|error| conflicting(fit, error))?.rows_affected().cast_signed();
             if fit.is_keyed() {
                 changed[n].added = added - changed[n].changed;
@@ -178,40 +234,28 @@ impl<'a> Restoring<'a> {
         Ok(Changed { changed: row.get(0), removed: row.get(1), added: 0 })
     }
 
-    /// Looks after the foreign keys from and to the tables that changed.
+    /// Looks after the foreign keys from and to the tables that changed. What was staged stands for what was made of it: that the two are the
+    /// same is for the caller to verify.
     ///
     /// # Errors
     /// [`Conflict`](ErrorKind::Conflict), naming those that some row breaks.
     pub(super) async fn check_references(&mut self, all: &[Table], fits: &[Fit], changed: &[Changed]) -> Result<()> {
         let touched = |sql: &str| fits.iter().zip(changed).any(|(fit, changed)| fit.table.sql == sql && !changed.is_none());
+        let staged = |n: usize, name: &str| self.loaded.contains_key(&n) && fits[n].columns().any(|column| column.name == name);
         let mut keys = Vec::new();
         for table in all {
             let of = table.refers.iter().filter(|key| touched(&table.sql) || touched(&key.to));
-            keys.extend(of.map(|key| (table, key, table.from(), key.to.clone())));
+            keys.extend(of.map(|key| Between::new(table, key, fits, staged)));
         }
         self.check_keys(&keys).await
     }
 
-    /// Looks after foreign keys, each with where the rows are that refer, and those that are referred to.
-    pub(super) async fn check_keys(&mut self, keys: &[(&Table, &Reference, String, String)]) -> Result<()> {
+    /// Looks after foreign keys.
+    pub(super) async fn check_keys(&mut self, keys: &[Between<'_>]) -> Result<()> {
         let mut broken = Vec::new();
-        for (table, key, from, to) in keys {
-            let given = |sep: &str, not: &str| {
-                key.pairs.iter().map(|(here, _)| format!("t.{} is {not}null", quoted(here))).collect::<Vec<_>>().join(sep)
-            };
-            let same: Vec<String> = key.pairs.iter().map(|(here, there)| format!("u.{} = t.{}", quoted(there), quoted(here))).collect();
-            // MATCH FULL: all columns or none.
-            let half =
-                if key.full { format!(" or not ({}) and not ({})", given(" and ", "not "), given(" and ", "")) } else { String::new() };
-            let sql = format!(
-                "select count(*) from {} t where t.{} = $1 and (({}) and not exists (select from {} u where {}){half})",
-                from,
-                quoted(&table.tenant_column),
-                given(" and ", "not "),
-                to,
-                same.join(" and "),
-            );
-            let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(self.tenant.as_uuid());
+        for between in keys {
+            let Between { table, key, .. } = between;
+            let query = sqlx::query_scalar(AssertSqlSafe(between.broken(self.tenant)));
             let rows: i64 = query.fetch_one(&mut self.tx).await.map_err(|error| {
                 let why = format!("{}'s foreign key {} can't be looked after: let the application read {}", table.sql, key.name, key.to);
                 Error::new(ErrorKind::Misconfigured, why).with_source(error)
@@ -234,9 +278,16 @@ impl<'a> Restoring<'a> {
         Ok(rows.cast_unsigned())
     }
 
-    /// The hash of a table's rows, or of what stands for it, as a backup of them would have it.
-    pub(super) async fn digest(&mut self, table: &Table, from: &str) -> Result<String> {
-        digest(&mut self.tx, &table.copy_out_of(from, &self.tenant.to_string())).await
+    /// The hash of a table's rows, or of what stands for it, as a backup of them would have it. Where they were written
+    /// `in_order`, its key's index gives them, and nothing is sorted.
+    pub(super) async fn digest(&mut self, table: &Table, from: &str, in_order: bool) -> Result<String> {
+        self.tx.control(&format!("SET LOCAL enable_sort = {}", if in_order { "off" } else { "on" })).await.map_err(from_sqlx)?;
+        let copy = table.copy_out_of(from, &self.tenant.to_string());
+        let (mut hash, mut rows) = (blake3::Hasher::new(), std::pin::pin!(self.tx.copy_out(&copy).await?));
+        while let Some(bytes) = rows.try_next().await.map_err(from_sqlx)? {
+            hash.update(&bytes);
+        }
+        Ok(hash.finalize().to_hex().to_string())
     }
 
     /// The highest value in each column whose default counts.
@@ -276,6 +327,8 @@ impl<'a> Restoring<'a> {
     /// Whether it sees a row of somebody else, or could delete one. Where none of its own is there, also without saying whose.
     pub(super) async fn reaches_others(&mut self, table: &Table, written: bool) -> Result<bool> {
         let (from, tenant) = (table.from(), self.tenant);
+        // The fewer rows there are, the less an index takes; and a table is as large as all tenants.
+        self.tx.control("SET LOCAL enable_seqscan = off").await.map_err(from_sqlx)?;
         let theirs = format!("where t.{} <> '{tenant}'", quoted(&table.tenant_column));
         let seen = format!("select exists (select from {from} t {theirs})");
         if sqlx::query_scalar(AssertSqlSafe(seen)).fetch_one(&mut self.tx).await.map_err(from_sqlx)? {
