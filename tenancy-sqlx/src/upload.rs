@@ -1,14 +1,15 @@
-//! A file that is written to an object store as it comes, of which one part is in memory.
+//! A file that is written to an object store as it comes, of which two parts are in memory: one that is gathered, and one on its way.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt as _, PutPayload};
-use tenancy_core::Result;
 use tenancy_core::objects::into_error;
+use tenancy_core::{Error, ErrorKind, Result};
+use tokio::task::JoinSet;
 
-/// How much of a file is kept in memory: all parts but the last have this size, as some stores want it.
+/// All parts but the last have this size, as some stores want it.
 const PART: usize = 8 * 1024 * 1024;
 /// Small writes are gathered up to this: a part is many pieces, since one that grows would be copied again and again.
 const PIECE: usize = 64 * 1024;
@@ -18,6 +19,8 @@ pub(crate) struct Upload {
     store: Arc<dyn ObjectStore>,
     at: Path,
     upload: Option<Box<dyn MultipartUpload>>,
+    /// The part that is on its way.
+    sending: JoinSet<object_store::Result<()>>,
     part: Vec<Bytes>,
     /// How much of the part there is, without the rest.
     held: usize,
@@ -27,7 +30,7 @@ pub(crate) struct Upload {
 
 impl Upload {
     pub(crate) fn new(store: Arc<dyn ObjectStore>, at: Path) -> Self {
-        Self { store, at, upload: None, part: Vec::new(), held: 0, rest: Vec::new(), bytes: 0 }
+        Self { store, at, upload: None, sending: JoinSet::new(), part: Vec::new(), held: 0, rest: Vec::new(), bytes: 0 }
     }
 
     /// How much was written.
@@ -71,7 +74,19 @@ impl Upload {
             Some(upload) => upload,
             none => none.insert(self.store.put_multipart(&self.at).await.map_err(into_error)?),
         };
-        upload.put_part(part).await.map_err(into_error)
+        let part = upload.put_part(part);
+        self.sent().await?;
+        self.sending.spawn(part);
+        Ok(())
+    }
+
+    /// Waits for the part that is on its way.
+    async fn sent(&mut self) -> Result<()> {
+        while let Some(sent) = self.sending.join_next().await {
+            sent.map_err(|error| Error::new(ErrorKind::Internal, "a part of an upload was not sent").with_source(error))?
+                .map_err(into_error)?;
+        }
+        Ok(())
     }
 
     /// Puts it in place, and returns its size.
@@ -80,6 +95,7 @@ impl Upload {
         if self.upload.is_some() && self.held > 0 {
             self.send().await?;
         }
+        self.sent().await?;
         match &mut self.upload {
             Some(upload) => upload.complete().await.map(drop),
             None => {
@@ -94,6 +110,7 @@ impl Upload {
     /// Gives it up. What can't be removed is left to the store's own rules for uploads that nobody completed.
     #[cfg(feature = "backup")]
     pub(crate) async fn abort(mut self) {
+        self.sending.shutdown().await;
         if let Some(upload) = &mut self.upload
             && let Err(error) = upload.abort().await
         {

@@ -8,13 +8,10 @@ use serde_json::{Value, json};
 use tenancy_core::{AuditEvent, Error, ErrorKind, NewTenant, Outcome, Result, TenantId, TenantStatus};
 use uuid::Uuid;
 
-use super::details::Counted;
 use super::fit::Fit;
-use super::objects;
 use super::restore::Source;
 use super::scratch::Shape;
 use super::session::{Between, Restoring};
-use super::take::{OBJECTS, Teller};
 use super::{Backups, NewRestore};
 use crate::operations::{Operation, Progress, is_tried_again};
 
@@ -104,24 +101,5 @@ impl Backups {
         self.halted("merged").await;
         restoring.rollback().await?;
         Ok(report)
-    }
-
-    /// Reads the contents of all objects.
-    async fn read_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<Option<Counted>> {
-        if self.objects.is_none() {
-            return Ok(None);
-        }
-        let (mut keys, mut teller, mut counted) = (BTreeMap::new(), Teller::new(progress), Counted::default());
-        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
-        while let Some(listed) = lines.try_next().await? {
-            teller.tell("reading objects", counted.count, Some(source.details.objects.count), "objects").await?;
-            let key = self.key_of(&mut keys, tenant, listed.key).await?;
-            let mut content = self.blobs().get(tenant, key, &listed.blob).await?;
-            while let Some(bytes) = content.try_next().await? {
-                counted.bytes += bytes.len() as u64;
-            }
-            counted.count += 1;
-        }
-        Ok(Some(counted))
     }
 }

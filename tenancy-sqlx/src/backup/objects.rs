@@ -1,21 +1,32 @@
 //! A tenant's objects in its backups: stored once by content, listed in each.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
+use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::stream::{self, FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
 use serde::{Deserialize, Serialize};
 use tenancy_core::objects::{TenantStore, into_error, parse_path};
-use tenancy_core::{Error, Result, TenantId};
+use tenancy_core::{Error, ErrorKind, Result, TenantId};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::Backups;
 use super::archive::{ArchiveKey, BlobRef, Blobs};
+use super::details::Counted;
 use super::pace::Pace;
-use super::take::Teller;
+use super::renew::Renewal;
+use super::restore::Source;
+use super::session::Changed;
+use super::take::{OBJECTS, Teller};
+use crate::operations::Progress;
 use crate::upload::Upload;
 
 /// One object, as a line of the segment `objects`.
@@ -42,6 +53,31 @@ impl Listed {
     }
 }
 
+/// How many objects are on their way at once: a store far away answers late, and not slowly.
+const AT_ONCE: usize = 16;
+/// How much of them may be in memory, in KiB.
+const ROOM: u32 = 48 * 1024;
+
+/// The memory that objects on their way share.
+struct Room(Semaphore);
+
+impl Room {
+    const fn new() -> Self {
+        Self(Semaphore::const_new(ROOM as usize))
+    }
+
+    /// Does this once there is room for an object of so many bytes: what is small is in memory whole, as it comes and as it goes.
+    async fn within<T>(&self, bytes: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let takes = (bytes / 512).min(u64::from(ROOM) / 2) + 1;
+        let _taken = self
+            .0
+            .acquire_many(u32::try_from(takes).unwrap_or(ROOM))
+            .await
+            .map_err(|error| Error::new(ErrorKind::Internal, "the room for objects was closed").with_source(error))?;
+        work.await
+    }
+}
+
 /// The objects of one tenant that a backup has seen.
 #[derive(Debug, Default)]
 pub(super) struct Seen(pub(super) BTreeMap<String, Listed>);
@@ -52,41 +88,213 @@ impl Seen {
         &mut self,
         store: &TenantStore,
         blobs: &Blobs,
-        (tenant, key): (TenantId, &ArchiveKey),
-        pace: &mut Pace,
+        key: (TenantId, &ArchiveKey),
+        pace: &Pace,
         teller: &mut Teller<'_>,
     ) -> Result<BTreeMap<String, Listed>> {
-        let mut before = std::mem::take(&mut self.0);
-        let mut listed = store.list(None);
-        let mut count = 0;
-        while let Some(meta) = listed.try_next().await.map_err(into_error)? {
-            teller.tell("storing objects", count, None, "objects").await?;
-            count += 1;
-            let path = meta.location.to_string();
-            if let Some(known) = before.remove(&path).filter(|known| known.is(&meta)) {
-                self.0.insert(path, known);
-                continue;
+        let (mut before, room) = (std::mem::take(&mut self.0), Room::new());
+        let (mut listed, mut going, mut count) = (store.list(None).fuse(), FuturesUnordered::new(), 0);
+        loop {
+            while going.len() < AT_ONCE
+                && let Some(meta) = listed.try_next().await.map_err(into_error)?
+            {
+                match before.remove(meta.location.as_ref()).filter(|known| known.is(&meta)) {
+                    Some(known) => drop(self.0.insert(known.path.clone(), known)),
+                    None => going.push(room.within(meta.size, keep(store, blobs, key, pace, meta.location)).boxed()),
+                }
             }
-            let got = match store.get(&meta.location).await {
-                Ok(got) => got,
-                Err(object_store::Error::NotFound { .. }) => continue, // deleted meanwhile
-                Err(error) => return Err(into_error(error)),
-            };
-            // Of what is read now, which may have been written since it was listed.
-            let meta = got.meta.clone();
-            let content = pace.slowed(got.into_stream().map_err(into_error).boxed());
-            let blob = blobs.put(tenant, key, content).await?;
-            let (size, last_modified, e_tag) = (meta.size, meta.last_modified, meta.e_tag.clone());
-            self.0.insert(path.clone(), Listed { path, size, last_modified, e_tag, key: key.id(), blob });
+            let Some(done) = going.next().await.transpose()? else { break };
+            self.0.extend(done.map(|listed| (listed.path.clone(), listed)));
+            count += 1;
+            teller.tell("storing objects", count, None, "objects").await?;
         }
         Ok(before) // what is gone, or has changed
     }
 }
 
+/// Stores the content of an object, unless it was deleted meanwhile.
+async fn keep(
+    store: &TenantStore,
+    blobs: &Blobs,
+    (tenant, key): (TenantId, &ArchiveKey),
+    pace: &Pace,
+    location: Path,
+) -> Result<Option<Listed>> {
+    let got = match store.get(&location).await {
+        Ok(got) => got,
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(into_error(error)),
+    };
+    // Of what is read now, which may have been written since it was listed.
+    let ObjectMeta { size, last_modified, e_tag, .. } = got.meta.clone();
+    let blob = blobs.put(tenant, key, pace.slowed(got.into_stream().map_err(into_error).boxed())).await?;
+    Ok(Some(Listed { path: location.to_string(), size, last_modified, e_tag, key: key.id(), blob }))
+}
+
+/// The keys that one tenant's contents are sealed with.
+struct TenantKeys<'a> {
+    backups: &'a Backups,
+    tenant: TenantId,
+    known: Mutex<BTreeMap<Uuid, ArchiveKey>>,
+}
+
+impl TenantKeys<'_> {
+    async fn get(&self, id: Uuid) -> Result<ArchiveKey> {
+        if let Some(key) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            return Ok(key.clone());
+        }
+        let key = self.backups.keys.tenant_key(&self.backups.db, self.tenant, id).await?;
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key.clone());
+        Ok(key)
+    }
+}
+
+impl Backups {
+    pub(super) fn store_of(&self, tenant: TenantId) -> Result<Option<TenantStore>> {
+        self.objects.as_ref().map(|objects| objects.dangerous_scope(tenant)).transpose()
+    }
+
+    const fn keys_of(&self, tenant: TenantId) -> TenantKeys<'_> {
+        TenantKeys { backups: self, tenant, known: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Does something with each object that a tenant's backup lists, several at once.
+    async fn each<'a>(
+        &self,
+        source: &Source,
+        (step, progress): (&str, &Progress),
+        mut work: impl FnMut(Listed) -> BoxFuture<'a, Result<()>> + Send,
+    ) -> Result<()> {
+        let (room, mut teller, mut done) = (Room::new(), Teller::new(progress), 0);
+        let (mut lines, mut going) = (lines(source.archive.segment(OBJECTS)?).fuse(), FuturesUnordered::new());
+        loop {
+            while going.len() < AT_ONCE
+                && let Some(listed) = lines.try_next().await?
+            {
+                going.push(room.within(listed.size, work(listed)));
+            }
+            let Some(()) = going.next().await.transpose()? else { return Ok(()) };
+            done += 1;
+            teller.tell(step, done, Some(source.details.objects.count), "objects").await?;
+        }
+    }
+
+    /// Puts back what is not there at all.
+    pub(super) async fn put_missing(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
+        self.put_into(source, (tenant, tenant), None, progress).await
+    }
+
+    /// Puts what one tenant's backup has into another one's store, unless it is there.
+    pub(super) async fn put_into(
+        &self,
+        source: &Source,
+        (tenant, into): (TenantId, TenantId),
+        renewal: Option<&Renewal>,
+        progress: &Progress,
+    ) -> Result<()> {
+        let Some(store) = self.store_of(into)? else { return Ok(()) };
+        let (store, keys, there) = (&store, &self.keys_of(tenant), there(&store).await?);
+        let put = |mut listed: Listed| {
+            if let Some(renewal) = renewal {
+                listed.path = renewal.path(&listed.path);
+            }
+            let known = there.contains_key(&listed.path);
+            async move {
+                // It may have come since: that is the tenant's, and stays.
+                if !known && is_missing(store, &listed.location()?).await? {
+                    put_back(store, &listed, &self.blobs(), tenant, &keys.get(listed.key).await?).await?;
+                    progress.moved(usize::try_from(listed.size).unwrap_or(usize::MAX));
+                }
+                Ok(())
+            }
+            .boxed()
+        };
+        self.each(source, ("putting objects back", progress), put).await
+    }
+
+    /// Makes the objects what the backup has: those with another content get theirs back, and those that it does not have go.
+    pub(super) async fn match_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
+        let Some(store) = self.store_of(tenant)? else { return Ok(()) };
+        let (store, keys, mut stale) = (&store, &self.keys_of(tenant), there(&store).await?);
+        let make = |listed: Listed| {
+            let known = stale.remove(&listed.path);
+            async move {
+                if known.as_ref().is_some_and(|meta| listed.is(meta)) {
+                    return Ok(());
+                }
+                let key = &keys.get(listed.key).await?;
+                if let Some(meta) = known.filter(|meta| meta.size == listed.size) {
+                    let content = store.get(&meta.location).await.map_err(into_error)?.into_stream().map_err(into_error);
+                    if self.blobs().is_content(key, &listed.blob, content).await? {
+                        return Ok(());
+                    }
+                }
+                put_back(store, &listed, &self.blobs(), tenant, key).await
+            }
+            .boxed()
+        };
+        self.each(source, ("comparing objects", progress), make).await?;
+        for meta in stale.into_values() {
+            super::remove(store, &meta.location).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the contents of all objects.
+    pub(super) async fn read_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<Option<Counted>> {
+        if self.objects.is_none() {
+            return Ok(None);
+        }
+        let (keys, count, read) = (&self.keys_of(tenant), &AtomicU64::new(0), &AtomicU64::new(0));
+        let look = |listed: Listed| {
+            async move {
+                let mut content = self.blobs().get(tenant, &keys.get(listed.key).await?, &listed.blob).await?;
+                while let Some(bytes) = content.try_next().await? {
+                    read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            .boxed()
+        };
+        self.each(source, ("reading objects", progress), look).await?;
+        Ok(Some(Counted { count: count.load(Ordering::Relaxed), bytes: read.load(Ordering::Relaxed) }))
+    }
+
+    /// How many objects a restore would remove, change and add. Those of the same size and another date count as changed.
+    pub(super) async fn object_differences(&self, source: &Source, tenant: TenantId) -> Result<Option<Changed>> {
+        let Some(store) = self.store_of(tenant)? else { return Ok(None) };
+        let (mut there, mut changed) = (there(&store).await?, Changed::default());
+        let mut lines = lines(source.archive.segment(OBJECTS)?);
+        while let Some(listed) = lines.try_next().await? {
+            match there.remove(&listed.path) {
+                None => changed.added += 1,
+                Some(meta) if !listed.is(&meta) => changed.changed += 1,
+                Some(_) => {}
+            }
+        }
+        changed.removed = i64::try_from(there.len()).unwrap_or(i64::MAX);
+        Ok(Some(changed))
+    }
+}
+
+/// The objects that are there now.
+async fn there(store: &TenantStore) -> Result<BTreeMap<String, ObjectMeta>> {
+    store.list(None).map_ok(|meta| (meta.location.to_string(), meta)).try_collect().await.map_err(into_error)
+}
+
+async fn is_missing(store: &TenantStore, location: &Path) -> Result<bool> {
+    match store.head(location).await {
+        Ok(_) => Ok(false),
+        Err(object_store::Error::NotFound { .. }) => Ok(true),
+        Err(error) => Err(into_error(error)),
+    }
+}
+
 /// Writes one object as it was.
-pub(super) async fn put_back(store: &TenantStore, listed: &Listed, blobs: &Blobs, tenant: TenantId, key: &ArchiveKey) -> Result<()> {
+async fn put_back(store: &TenantStore, listed: &Listed, blobs: &Blobs, tenant: TenantId, key: &ArchiveKey) -> Result<()> {
     let location = listed.location()?;
-    let mut content = std::pin::pin!(blobs.get(tenant, key, &listed.blob).await?);
+    let mut content = pin!(blobs.get(tenant, key, &listed.blob).await?);
     let mut file = Upload::new(Arc::new(store.clone()), location);
     loop {
         match content.try_next().await {

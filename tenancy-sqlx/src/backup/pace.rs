@@ -1,7 +1,7 @@
 //! How fast a backup reads, so that it hurts nobody.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ pub(super) struct Pace {
     /// Counts what was read.
     bytes: Arc<AtomicU64>,
     /// When all that was read so far should have been read.
-    due: Option<Instant>,
+    due: Mutex<Option<Instant>>,
 }
 
 /// What may be read at once after a pause: so much time's worth.
@@ -25,26 +25,27 @@ const BURST: Duration = Duration::from_millis(50);
 impl Pace {
     pub(super) fn new(rate: Option<std::num::NonZeroU64>, bytes: Arc<AtomicU64>) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        Self { rate: rate.map(|rate| rate.get() as f64), bytes, due: None }
+        Self { rate: rate.map(|rate| rate.get() as f64), bytes, due: Mutex::new(None) }
     }
 
     /// Waits until so many bytes more may have been read.
-    pub(super) async fn read(&mut self, bytes: usize) {
+    pub(super) async fn read(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let Some(wait) = self.wait(bytes, Instant::now()) else { return };
         tokio::time::sleep(wait).await;
     }
 
-    fn wait(&mut self, bytes: usize, now: Instant) -> Option<Duration> {
+    fn wait(&self, bytes: usize, now: Instant) -> Option<Duration> {
         #[expect(clippy::cast_precision_loss, reason = "a chunk is small")]
         let takes = Duration::from_secs_f64(bytes as f64 / self.rate?);
-        let due = self.due.map_or(now, |due| due.max(now.checked_sub(BURST).unwrap_or(now))) + takes;
-        self.due = Some(due);
+        let mut last = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.map_or(now, |due| due.max(now.checked_sub(BURST).unwrap_or(now))) + takes;
+        *last = Some(due);
         due.checked_duration_since(now).filter(|wait| *wait > Duration::from_millis(1))
     }
 
     /// The same content, no faster than this.
-    pub(super) fn slowed<'a>(&'a mut self, content: BoxStream<'a, Result<Bytes>>) -> BoxStream<'a, Result<Bytes>> {
+    pub(super) fn slowed<'a>(&'a self, content: BoxStream<'a, Result<Bytes>>) -> BoxStream<'a, Result<Bytes>> {
         stream::try_unfold((self, content), |(pace, mut content)| async move {
             match content.next().await.transpose()? {
                 Some(bytes) => {
@@ -64,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_average_holds_and_a_pause_saves_up_little() {
-        let mut pace = Pace::new(std::num::NonZeroU64::new(1_000), Arc::default());
+        let pace = Pace::new(std::num::NonZeroU64::new(1_000), Arc::default());
         let start = Instant::now();
         assert_eq!(pace.wait(100, start), Some(Duration::from_millis(100)));
         assert_eq!(pace.wait(100, start), Some(Duration::from_millis(200)), "what is owed adds up");

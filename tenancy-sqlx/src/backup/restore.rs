@@ -3,22 +3,17 @@
 use std::collections::BTreeMap;
 
 use futures_util::TryStreamExt as _;
-use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
 use serde_json::{Value, json};
-use tenancy_core::objects::{TenantStore, into_error};
 use tenancy_core::{AuditEvent, Error, ErrorKind, Result, TenantChange, TenantId, TenantStatus};
 use uuid::Uuid;
 
-use super::archive::{ArchiveKey, ArchiveReader};
+use super::archive::ArchiveReader;
 use super::as_of::AsOf;
 use super::details::{Details, Was};
 use super::fit::{Fit, Fits, Wanted};
-use super::objects;
 use super::renew::Renewal;
 use super::session::{self, Changed, Restoring};
 use super::tables::Table;
-use super::take::{OBJECTS, Teller};
 use super::{Backups, NewRestore};
 use crate::error::from_sqlx;
 use crate::operations::{Operation, Progress, is_tried_again};
@@ -429,118 +424,5 @@ impl Backups {
     async fn put_gauges(&self, tx: &mut SystemTx, gauges: &Value, tenant: TenantId) -> Result<()> {
         let query = sqlx::query("select tenancy.restore_gauges($1, $2)").bind(tenant.as_uuid()).bind(gauges);
         query.execute(&mut *tx).await.map(drop).map_err(from_sqlx)
-    }
-}
-
-/// The tenant's objects.
-impl Backups {
-    pub(super) fn store_of(&self, tenant: TenantId) -> Result<Option<TenantStore>> {
-        self.objects.as_ref().map(|objects| objects.dangerous_scope(tenant)).transpose()
-    }
-
-    /// The keys of the contents that a backup lists.
-    pub(super) async fn key_of<'k>(&self, keys: &'k mut BTreeMap<Uuid, ArchiveKey>, tenant: TenantId, id: Uuid) -> Result<&'k ArchiveKey> {
-        if let std::collections::btree_map::Entry::Vacant(vacant) = keys.entry(id) {
-            vacant.insert(self.keys.tenant_key(&self.db, tenant, id).await?);
-        }
-        Ok(&keys[&id])
-    }
-
-    async fn there(store: &TenantStore, location: &Path) -> Result<Option<ObjectMeta>> {
-        match store.head(location).await {
-            Ok(meta) => Ok(Some(meta)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(into_error(error)),
-        }
-    }
-
-    /// Puts back what is not there at all.
-    async fn put_missing(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
-        self.put_into(source, (tenant, tenant), None, progress).await
-    }
-
-    /// Puts what one tenant's backup has into another one's store, unless it is there.
-    pub(super) async fn put_into(
-        &self,
-        source: &Source,
-        (tenant, into): (TenantId, TenantId),
-        renewal: Option<&Renewal>,
-        progress: &Progress,
-    ) -> Result<()> {
-        let Some(store) = self.store_of(into)? else { return Ok(()) };
-        let (mut keys, mut teller, mut looked) = (BTreeMap::new(), Teller::new(progress), 0);
-        let total = Some(source.details.objects.count);
-        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
-        while let Some(mut listed) = lines.try_next().await? {
-            teller.tell("putting objects back", looked, total, "objects").await?;
-            looked += 1;
-            if let Some(renewal) = renewal {
-                listed.path = renewal.path(&listed.path);
-            }
-            if Self::there(&store, &listed.location()?).await?.is_none() {
-                let key = self.key_of(&mut keys, tenant, listed.key).await?;
-                objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;
-                progress.moved(usize::try_from(listed.size).unwrap_or(usize::MAX));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the objects what the backup has: those with another content get theirs back, and those that it does not have go.
-    async fn match_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
-        let Some(store) = self.store_of(tenant)? else { return Ok(()) };
-        let (mut keys, mut teller, mut known) = (BTreeMap::new(), Teller::new(progress), std::collections::BTreeSet::new());
-        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
-        while let Some(listed) = lines.try_next().await? {
-            teller.tell("comparing objects", known.len() as u64, Some(source.details.objects.count), "objects").await?;
-            let location = listed.location()?;
-            let same = match Self::there(&store, &location).await? {
-                Some(meta) if listed.is(&meta) => true,
-                Some(meta) if meta.size == listed.size => {
-                    let key = self.key_of(&mut keys, tenant, listed.key).await?;
-                    self.blobs()
-                        .is_content(key, &listed.blob, store.get(&location).await.map_err(into_error)?.into_stream().map_err(into_error))
-                        .await?
-                }
-                _ => false,
-            };
-            if !same {
-                let key = self.key_of(&mut keys, tenant, listed.key).await?;
-                objects::put_back(&store, &listed, &self.blobs(), tenant, key).await?;
-            }
-            known.insert(listed.path);
-        }
-        let mut stale = Vec::new();
-        let mut there = store.list(None);
-        while let Some(meta) = there.try_next().await.map_err(into_error)? {
-            if !known.contains(meta.location.as_ref()) {
-                stale.push(meta.location);
-            }
-        }
-        for location in stale {
-            super::remove(&store, &location).await?;
-        }
-        Ok(())
-    }
-
-    /// How many objects a restore would remove, change and add. Those of the same size and another date count as changed.
-    async fn object_differences(&self, source: &Source, tenant: TenantId) -> Result<Option<Changed>> {
-        let Some(store) = self.store_of(tenant)? else { return Ok(None) };
-        let mut there = BTreeMap::new();
-        let mut listed = store.list(None);
-        while let Some(meta) = listed.try_next().await.map_err(into_error)? {
-            there.insert(meta.location.to_string(), meta);
-        }
-        let mut changed = Changed::default();
-        let mut lines = objects::lines(source.archive.segment(OBJECTS)?);
-        while let Some(listed) = lines.try_next().await? {
-            match there.remove(&listed.path) {
-                None => changed.added += 1,
-                Some(meta) if !listed.is(&meta) => changed.changed += 1,
-                Some(_) => {}
-            }
-        }
-        changed.removed = i64::try_from(there.len()).unwrap_or(i64::MAX);
-        Ok(Some(changed))
     }
 }

@@ -257,6 +257,9 @@ impl<'a> Restoring<'a> {
             let Between { table, key, .. } = between;
             let query = sqlx::query_scalar(AssertSqlSafe(between.broken(self.tenant)));
             let rows: i64 = query.fetch_one(&mut self.tx).await.map_err(|error| {
+                if error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() != Some("42501") {
+                    return from_sqlx(error);
+                }
                 let why = format!("{}'s foreign key {} can't be looked after: let the application read {}", table.sql, key.name, key.to);
                 Error::new(ErrorKind::Misconfigured, why).with_source(error)
             })?;

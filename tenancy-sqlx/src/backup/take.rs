@@ -102,11 +102,11 @@ impl Backups {
         id: Uuid,
         reason: &str,
     ) -> Result<Backup> {
-        let mut pace = Pace::new(self.pace, progress.bytes());
+        let pace = Pace::new(self.pace, progress.bytes());
         let mut teller = Teller::new(progress);
         // What is there before the snapshot is stored before it: so the less can be deleted between the two.
         let mut seen = self.known(tenant, &mut teller).await?;
-        self.look(&mut seen, (tenant, key), &mut pace, &mut teller).await?;
+        self.look(&mut seen, (tenant, key), &pace, &mut teller).await?;
         self.halted("objects").await;
 
         let mut tx = begin_snapshot(self.db.inner(), self.pace.is_some()).await?;
@@ -140,7 +140,7 @@ impl Backups {
             tx.rollback().await?; // the snapshot holds back vacuum: it is needed no more
             self.halted("rows").await;
 
-            let objects = self.listed(seen, &named, (tenant, key), &mut pace, &mut teller).await?;
+            let objects = self.listed(seen, &named, (tenant, key), &pace, &mut teller).await?;
             archive.begin(Kind::Objects, OBJECTS)?;
             let mut counted = Counted::default();
             for listed in objects.values() {
@@ -209,7 +209,7 @@ impl Backups {
         &self,
         seen: &mut Seen,
         key: (TenantId, &ArchiveKey),
-        pace: &mut Pace,
+        pace: &Pace,
         teller: &mut Teller<'_>,
     ) -> Result<BTreeMap<String, Listed>> {
         let Some(objects) = &self.objects else { return Ok(BTreeMap::new()) };
@@ -223,7 +223,7 @@ impl Backups {
         mut seen: Seen,
         named: &BTreeSet<String>,
         key: (TenantId, &ArchiveKey),
-        pace: &mut Pace,
+        pace: &Pace,
         teller: &mut Teller<'_>,
     ) -> Result<BTreeMap<String, Listed>> {
         if self.objects.is_none() {

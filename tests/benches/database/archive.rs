@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
@@ -81,35 +81,42 @@ async fn objects(tenant: TenantId, key: &ArchiveKey) -> Result<(), Box<dyn Error
     std::fs::create_dir(&folder)?;
     let store: Arc<dyn ObjectStore> = Arc::new(object_store::local::LocalFileSystem::new_with_prefix(&folder)?);
     let mut content = vec![0; OBJECT];
-    let (mut copied, mut stored, mut known) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut copied, mut stored, mut known] = [const { [const { Vec::new() }; 2] }; 3];
     for round in 0..ROUNDS {
-        let from = |n: usize| Path::from(format!("objects/{round}-{n}"));
-        for n in 0..OBJECTS {
-            rand::rng().fill_bytes(&mut content);
-            store.put(&from(n), content.clone().into()).await?;
-        }
-        let start = Instant::now();
-        for n in 0..OBJECTS {
-            let mut got = store.get(&from(n)).await?.into_stream();
-            let mut upload = WriteMultipart::new(store.put_multipart(&Path::from(format!("copies/{round}-{n}"))).await?);
-            while let Some(bytes) = got.try_next().await? {
-                upload.put(bytes);
-            }
-            upload.finish().await?;
-        }
-        copied.push(start.elapsed());
-        let blobs = Blobs::new(Arc::clone(&store), Path::from("backups"));
-        for took in [&mut stored, &mut known] {
-            let start = Instant::now();
+        for (at_once, n) in [1, 4].into_iter().zip(0..) {
+            let from = |n: usize| Path::from(format!("objects/{round}-{at_once}-{n}"));
             for n in 0..OBJECTS {
-                blobs.put(tenant, key, store.get(&from(n)).await?.into_stream().map_err(into_error).boxed()).await?;
+                rand::rng().fill_bytes(&mut content);
+                store.put(&from(n), content.clone().into()).await?;
             }
-            took.push(start.elapsed());
+            let start = Instant::now();
+            let copy = async |n: usize| {
+                let mut got = store.get(&from(n)).await?.into_stream();
+                let mut upload = WriteMultipart::new(store.put_multipart(&Path::from(format!("copies/{round}-{at_once}-{n}"))).await?);
+                while let Some(bytes) = got.try_next().await? {
+                    upload.put(bytes);
+                }
+                upload.finish().await.map(drop)
+            };
+            stream::iter((0..OBJECTS).map(Ok)).try_for_each_concurrent(at_once, copy).await?;
+            copied[n].push(start.elapsed());
+            let blobs = Blobs::new(Arc::clone(&store), Path::from("backups"));
+            for took in [&mut stored, &mut known] {
+                let start = Instant::now();
+                let put = async |n: usize| {
+                    let content = store.get(&from(n)).await.map_err(into_error)?.into_stream().map_err(into_error);
+                    blobs.put(tenant, key, content.boxed()).await.map(drop)
+                };
+                stream::iter((0..OBJECTS).map(Ok)).try_for_each_concurrent(at_once, put).await?;
+                took[n].push(start.elapsed());
+            }
         }
     }
     std::fs::remove_dir_all(&folder)?;
-    say("objects: copied", OBJECTS * OBJECT, copied);
-    say("objects: stored as contents", OBJECTS * OBJECT, stored);
-    say("objects: that are stored already", OBJECTS * OBJECT, known);
+    for (what, took) in [("copied", copied), ("stored as contents", stored), ("that are stored already", known)] {
+        for (took, how) in took.into_iter().zip(["one by one", "four at once"]) {
+            say(&format!("objects: {what}, {how}"), OBJECTS * OBJECT, took);
+        }
+    }
     Ok(())
 }

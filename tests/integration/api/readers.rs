@@ -127,6 +127,10 @@ async fn a_tenant_is_read_while_it_is_restored_and_what_writes_waits() {
     older.execute("rollback").await.expect("ended");
     step("restoring rows").await;
     behind_the_fence().await;
+    // A node that says nothing is waited for once the rows are new, and before objects are.
+    let silent =
+        "insert into tenancy.catalog_nodes values (gen_random_uuid(), '3:3:', interval '1 second', clock_timestamp() + interval '1 hour')";
+    app.db_eye().await.execute(silent).await.expect("another node");
     holding.execute("rollback").await.expect("ended");
 
     // It ends for readers, too, when the rows are new, and then all is served.

@@ -81,7 +81,7 @@ impl Blobs {
     }
 
     /// Stores a content, if it is not there yet. Up to 8 MiB are hashed in memory first; what is larger is stored while it is hashed,
-    /// and removed again if it was there. Less than 24 MiB are in memory at any time.
+    /// and removed again if it was there. Less than 32 MiB are in memory at any time.
     ///
     /// # Errors
     /// The content's; as the store's.

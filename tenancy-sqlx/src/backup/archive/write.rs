@@ -18,7 +18,7 @@ use crate::upload::Upload;
 /// Fast, and half of what most rows are: see the benchmarks.
 const LEVEL: i32 = 1;
 
-/// An archive that is being written. In memory are one part of the upload and little more: less than 16 MiB, however large it becomes.
+/// An archive that is being written. In memory are two parts of the upload and little more: less than 24 MiB, however large it becomes.
 pub struct ArchiveWriter {
     upload: Upload,
     keys: Keys,
