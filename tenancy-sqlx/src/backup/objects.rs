@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use futures_core::future::BoxFuture;
@@ -94,6 +94,7 @@ impl Seen {
     ) -> Result<BTreeMap<String, Listed>> {
         let (mut before, room) = (std::mem::take(&mut self.0), Room::new());
         let (mut listed, mut going, mut count) = (store.list(None).fuse(), FuturesUnordered::new(), 0);
+        teller.tell("storing objects", count, None, "objects").await?;
         loop {
             while going.len() < AT_ONCE
                 && let Some(meta) = listed.try_next().await.map_err(into_error)?
@@ -131,51 +132,39 @@ async fn keep(
     Ok(Some(Listed { path: location.to_string(), size, last_modified, e_tag, key: key.id(), blob }))
 }
 
-/// The keys that one tenant's contents are sealed with.
-struct TenantKeys<'a> {
-    backups: &'a Backups,
-    tenant: TenantId,
-    known: Mutex<BTreeMap<Uuid, ArchiveKey>>,
-}
-
-impl TenantKeys<'_> {
-    async fn get(&self, id: Uuid) -> Result<ArchiveKey> {
-        if let Some(key) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
-            return Ok(key.clone());
-        }
-        let key = self.backups.keys.tenant_key(&self.backups.db, self.tenant, id).await?;
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key.clone());
-        Ok(key)
-    }
-}
-
 impl Backups {
     pub(super) fn store_of(&self, tenant: TenantId) -> Result<Option<TenantStore>> {
         self.objects.as_ref().map(|objects| objects.dangerous_scope(tenant)).transpose()
     }
 
-    const fn keys_of(&self, tenant: TenantId) -> TenantKeys<'_> {
-        TenantKeys { backups: self, tenant, known: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// Does something with each object that a tenant's backup lists, several at once.
+    /// Does something with each object that a tenant's backup lists, and its content's key, several at once. None may wait for the
+    /// database, whose connections this needs itself.
     async fn each<'a>(
         &self,
-        source: &Source,
+        (source, tenant): (&Source, TenantId),
         (step, progress): (&str, &Progress),
-        mut work: impl FnMut(Listed) -> BoxFuture<'a, Result<()>> + Send,
+        mut work: impl FnMut(Listed, ArchiveKey) -> BoxFuture<'a, Result<()>> + Send,
     ) -> Result<()> {
-        let (room, mut teller, mut done) = (Room::new(), Teller::new(progress), 0);
+        let (room, mut keys) = (Room::new(), BTreeMap::new());
+        let (mut teller, mut done, total) = (Teller::new(progress), 0, Some(source.details.objects.count));
+        teller.tell(step, done, total, "objects").await?;
         let (mut lines, mut going) = (lines(source.archive.segment(OBJECTS)?).fuse(), FuturesUnordered::new());
         loop {
             while going.len() < AT_ONCE
                 && let Some(listed) = lines.try_next().await?
             {
-                going.push(room.within(listed.size, work(listed)));
+                let key = match keys.get(&listed.key) {
+                    Some(key) => ArchiveKey::clone(key),
+                    None => {
+                        let key = self.keys.tenant_key(&self.db, tenant, listed.key).await?;
+                        keys.entry(listed.key).or_insert(key).clone()
+                    }
+                };
+                going.push(room.within(listed.size, work(listed, key)));
             }
             let Some(()) = going.next().await.transpose()? else { return Ok(()) };
             done += 1;
-            teller.tell(step, done, Some(source.details.objects.count), "objects").await?;
+            teller.tell(step, done, total, "objects").await?;
         }
     }
 
@@ -193,8 +182,8 @@ impl Backups {
         progress: &Progress,
     ) -> Result<()> {
         let Some(store) = self.store_of(into)? else { return Ok(()) };
-        let (store, keys, there) = (&store, &self.keys_of(tenant), there(&store).await?);
-        let put = |mut listed: Listed| {
+        let (store, there) = (&store, there(&store).await?);
+        let put = |mut listed: Listed, key| {
             if let Some(renewal) = renewal {
                 listed.path = renewal.path(&listed.path);
             }
@@ -202,38 +191,37 @@ impl Backups {
             async move {
                 // It may have come since: that is the tenant's, and stays.
                 if !known && is_missing(store, &listed.location()?).await? {
-                    put_back(store, &listed, &self.blobs(), tenant, &keys.get(listed.key).await?).await?;
+                    put_back(store, &listed, &self.blobs(), tenant, &key).await?;
                     progress.moved(usize::try_from(listed.size).unwrap_or(usize::MAX));
                 }
                 Ok(())
             }
             .boxed()
         };
-        self.each(source, ("putting objects back", progress), put).await
+        self.each((source, tenant), ("putting objects back", progress), put).await
     }
 
     /// Makes the objects what the backup has: those with another content get theirs back, and those that it does not have go.
     pub(super) async fn match_objects(&self, source: &Source, tenant: TenantId, progress: &Progress) -> Result<()> {
         let Some(store) = self.store_of(tenant)? else { return Ok(()) };
-        let (store, keys, mut stale) = (&store, &self.keys_of(tenant), there(&store).await?);
-        let make = |listed: Listed| {
+        let (store, mut stale) = (&store, there(&store).await?);
+        let make = |listed: Listed, key| {
             let known = stale.remove(&listed.path);
             async move {
                 if known.as_ref().is_some_and(|meta| listed.is(meta)) {
                     return Ok(());
                 }
-                let key = &keys.get(listed.key).await?;
                 if let Some(meta) = known.filter(|meta| meta.size == listed.size) {
                     let content = store.get(&meta.location).await.map_err(into_error)?.into_stream().map_err(into_error);
-                    if self.blobs().is_content(key, &listed.blob, content).await? {
+                    if self.blobs().is_content(&key, &listed.blob, content).await? {
                         return Ok(());
                     }
                 }
-                put_back(store, &listed, &self.blobs(), tenant, key).await
+                put_back(store, &listed, &self.blobs(), tenant, &key).await
             }
             .boxed()
         };
-        self.each(source, ("comparing objects", progress), make).await?;
+        self.each((source, tenant), ("comparing objects", progress), make).await?;
         for meta in stale.into_values() {
             super::remove(store, &meta.location).await?;
         }
@@ -245,10 +233,10 @@ impl Backups {
         if self.objects.is_none() {
             return Ok(None);
         }
-        let (keys, count, read) = (&self.keys_of(tenant), &AtomicU64::new(0), &AtomicU64::new(0));
-        let look = |listed: Listed| {
+        let (count, read) = (&AtomicU64::new(0), &AtomicU64::new(0));
+        let look = |listed: Listed, key| {
             async move {
-                let mut content = self.blobs().get(tenant, &keys.get(listed.key).await?, &listed.blob).await?;
+                let mut content = self.blobs().get(tenant, &key, &listed.blob).await?;
                 while let Some(bytes) = content.try_next().await? {
                     read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 }
@@ -257,7 +245,7 @@ impl Backups {
             }
             .boxed()
         };
-        self.each(source, ("reading objects", progress), look).await?;
+        self.each((source, tenant), ("reading objects", progress), look).await?;
         Ok(Some(Counted { count: count.load(Ordering::Relaxed), bytes: read.load(Ordering::Relaxed) }))
     }
 

@@ -46,6 +46,38 @@ async fn a_backend_that_dies_with_all_merged_leaves_the_old_rows_and_a_rerun_com
     assert_eq!(digests(&mut eye, Some(world.kit.globex.tenant_id())).await, others);
 }
 
+/// What was backed up first says which tables look as in the archive, and no more.
+#[tokio::test]
+async fn a_restore_goes_on_without_the_backup_that_it_took_first() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let mut eye = world.kit.superuser().await;
+    let backup = world.back_up(acme).await;
+    let new = (digests(&mut eye, Some(acme.tenant_id())).await, world.contents(acme).await);
+    vandalise(&world, acme).await;
+    let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup)).await.expect("queued");
+    let halting = world.worker(&world.backups.clone().halting_after("objects before"));
+    let halted = tokio::spawn(async move { halting.run_next().await.map(drop) });
+    let first = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let mut tx = world.kit.db.dangerous().begin_system("a test looks").await.expect("system");
+            let taken = tx.backups(acme.tenant_id(), None, 10).await.expect("backups");
+            if let Some(first) = taken.into_iter().find(|taken| taken.id != backup) {
+                break first.id;
+            }
+        }
+    };
+    let first = tokio::time::timeout(Duration::from_secs(60), first).await.expect("taken");
+    halted.abort();
+    let mut tx = world.kit.db.dangerous().begin_system("a test deletes a backup").await.expect("system");
+    tx.delete_backup(acme.tenant_id(), first).await.expect("deleted");
+    tx.commit().await.expect("commit");
+    let result = world.done(queued.id).await;
+    assert_eq!(result["before"], serde_json::json!(first), "the same is not taken twice");
+    assert_eq!((digests(&mut eye, Some(acme.tenant_id())).await, world.contents(acme).await), new);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backends_die_at_any_moment_and_there_is_no_mix_of_old_and_new() {
     let world = hard_world().await;
