@@ -14,6 +14,8 @@ use tenancy_core::objects::TenantObjects;
 use tenancy_core::{ErrorKind, Result, TenantContext, TenantId};
 use tenancy_sqlx::backup::{BackupKeys, Backups, NewClone, NewRestore};
 use tenancy_sqlx::operations::{Operation, Operations};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub(crate) struct World {
@@ -22,6 +24,9 @@ pub(crate) struct World {
     pub(crate) objects: TenantObjects,
     pub(crate) backups: Backups,
 }
+
+/// For how long a worker that was killed is believed to work.
+const LEASE: Duration = Duration::from_millis(1_500);
 
 pub(crate) fn keys() -> BackupKeys {
     BackupKeys::new([7; 32])
@@ -40,7 +45,26 @@ impl World {
     }
 
     pub(crate) fn worker(&self, backups: &Backups) -> Operations {
-        backups.does(Operations::new(&self.kit.db)).with_lease(Duration::from_millis(1_500))
+        backups.does(Operations::new(&self.kit.db)).with_lease(LEASE)
+    }
+
+    /// Has a worker begin what is queued, and stand still after a step: it does so now.
+    pub(crate) async fn stand_still(&self, backups: Backups, step: &'static str, lease: Duration) -> JoinHandle<Result<Option<Uuid>>> {
+        let there = Arc::new(Notify::new());
+        let worker = self.worker(&backups.halting_after(step, Arc::clone(&there))).with_lease(lease);
+        let mut running = tokio::spawn(async move { worker.run_next().await });
+        tokio::select! {
+            () = there.notified() => running,
+            done = &mut running => panic!("{step}: it went on: {done:?}"),
+            () = tokio::time::sleep(Duration::from_secs(60)) => panic!("{step}: it does not get there"),
+        }
+    }
+
+    /// Kills a worker once it has finished a step of what is queued.
+    pub(crate) async fn killed_after(&self, step: &'static str) {
+        let running = self.stand_still(self.backups.clone(), step, LEASE).await;
+        running.abort();
+        assert!(running.await.is_err_and(|error| error.is_cancelled()), "{step}");
     }
 
     pub(crate) async fn operation(&self, id: Uuid) -> Operation {
@@ -364,9 +388,7 @@ async fn killed_at_any_step_the_old_data_stands_or_the_new_and_a_rerun_completes
     // Of a backup.
     for step in ["objects", "rows", "archive"] {
         let queued = world.ask_backup(acme.tenant_id()).await.expect("queued");
-        let halting = world.worker(&world.backups.clone().halting_after(step));
-        let killed = tokio::time::timeout(Duration::from_millis(1_500), halting.run_next()).await;
-        assert!(!matches!(killed, Ok(Ok(_))), "{step}");
+        world.killed_after(step).await;
         world.done(queued.id).await;
         archive_of(&world, queued.id).await;
     }
@@ -378,9 +400,7 @@ async fn killed_at_any_step_the_old_data_stands_or_the_new_and_a_rerun_completes
         vandalise(&world, acme).await;
         let old = digests(&mut eye, Some(acme.tenant_id())).await;
         let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup)).await.expect("queued");
-        let halting = world.worker(&world.backups.clone().halting_after(step));
-        let killed = tokio::time::timeout(Duration::from_secs(4), halting.run_next()).await;
-        assert!(!matches!(killed, Ok(Ok(_))), "{step}"); // with its claim's row in its hands it may lose the claim before
+        world.killed_after(step).await;
         let now = digests(&mut eye, Some(acme.tenant_id())).await;
         let applied = matches!(step, "applied" | "objects after");
         assert!(now == if applied { new.0.clone() } else { old }, "{step}: old or new, and no mix");
@@ -399,7 +419,8 @@ async fn behind_the_fence_the_tenant_gets_an_answer_to_try_again_and_others_are_
     let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup).without_backup()).await.expect("queued");
     // A transaction that began before is waited for, and what it writes is undone like all the rest.
     let mut late = world.kit.db.begin(acme).await.expect("begin");
-    let halting = world.worker(&world.backups.clone().halting_after("merged"));
+    let there = Arc::new(Notify::new());
+    let halting = world.worker(&world.backups.clone().halting_after("merged", Arc::clone(&there)));
     let restoring = tokio::spawn(async move { halting.run_next().await });
     for _ in 0..100 {
         if world.operation(queued.id).await.step == "waiting for older transactions" {
@@ -423,7 +444,7 @@ async fn behind_the_fence_the_tenant_gets_an_answer_to_try_again_and_others_are_
         .expect_err("it is being restored");
     assert_eq!(held.kind(), ErrorKind::Conflict);
     // While rows are held by the restore, another tenant waits for nothing.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::timeout(Duration::from_secs(60), there.notified()).await.expect("merged");
     world.kit.note(globex, "meanwhile").await;
     restoring.abort();
     world.done(queued.id).await;
@@ -470,8 +491,7 @@ async fn a_clone_is_a_tenant_like_the_other_one_and_apart_from_it() {
     // Killed anywhere, it is not there; and a rerun makes it, once.
     for (n, step) in ["objects before", "before commit"].into_iter().enumerate() {
         let id = ask(&NewClone::new(backup, slug(&format!("copy-{n}")))).await.expect("queued");
-        let halting = world.worker(&world.backups.clone().halting_after(step));
-        assert!(!matches!(tokio::time::timeout(Duration::from_secs(4), halting.run_next()).await, Ok(Ok(_))), "{step}");
+        world.killed_after(step).await;
         assert_eq!(digests(&mut eye, None).await, was.0, "{step}");
         let made = world.done(id).await;
         assert_eq!((&made["slug"], &made["objects"]["count"]), (&json!(format!("copy-{n}")), &json!(3)));

@@ -38,6 +38,7 @@ use serde_json::Value;
 use tenancy_core::backup::Schedule;
 use tenancy_core::objects::TenantObjects;
 use tenancy_core::{Error, ErrorKind, Result, TenantId};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::db::TenantDb;
@@ -84,7 +85,7 @@ pub struct Backups {
     pace: Option<NonZeroU64>,
     encrypted: bool,
     schedule: Schedule,
-    halt_after: Option<&'static str>,
+    halt_after: Option<(&'static str, Arc<Notify>)>,
 }
 
 impl Backups {
@@ -145,12 +146,12 @@ impl Backups {
         self
     }
 
-    /// Stands still for ever once a step is finished, so that a test can kill it there.
+    /// Stands still for ever once a step is finished, so that a test can kill it there, and says that it does.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     #[must_use]
-    pub fn halting_after(mut self, step: &'static str) -> Self {
-        self.halt_after = Some(step);
+    pub fn halting_after(mut self, step: &'static str, there: Arc<Notify>) -> Self {
+        self.halt_after = Some((step, there));
         self
     }
 
@@ -163,7 +164,10 @@ impl Backups {
     }
 
     async fn halted(&self, step: &str) {
-        if self.halt_after == Some(step) {
+        if let Some((after, there)) = &self.halt_after
+            && *after == step
+        {
+            there.notify_one();
             std::future::pending::<()>().await;
         }
     }

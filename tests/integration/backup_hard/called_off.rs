@@ -29,24 +29,7 @@ pub(super) async fn cancel(world: &World, id: Uuid) -> Result<Operation, Error> 
 
 /// Runs a worker that stands still after `step`, until it is there.
 async fn stand_still(world: &World, step: &'static str) -> tokio::task::JoinHandle<Result<Option<Uuid>, Error>> {
-    let halting = world.worker(&world.backups.clone().halting_after(step)).with_lease(Duration::from_secs(6));
-    let running = tokio::spawn(async move { halting.run_next().await });
-    let mut eye = world.kit.superuser().await;
-    let kept = if step == "merged" { "settled" } else { step };
-    for _ in 0..600 {
-        let finished =
-            sqlx::query_scalar("select exists (select from tenancy.operations where state = 'running' and steps ? $1)").bind(kept);
-        if !["settled", "applied"].contains(&kept) || finished.fetch_one(&mut eye).await.expect("steps") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    // Long enough for what comes before the step, on a busy machine: it stands still then.
-    for _ in 0..40 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(!running.is_finished(), "it went on");
-    }
-    running
+    world.stand_still(world.backups.clone(), step, Duration::from_secs(6)).await
 }
 
 #[tokio::test]
@@ -158,9 +141,8 @@ async fn what_takes_long_to_undo_is_undone_by_the_node_that_began_it() {
     let queued = tx.request_clone(acme.tenant_id(), &clone, None).await.expect("queued");
     tx.commit().await.expect("committed");
 
-    let halting = world.worker(&backups.halting_after("objects before")); // a claim of 1.5 s, and 3.6 s to remove three objects
-    let running = tokio::spawn(async move { halting.run_next().await });
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // A claim of 1.5 s, and 3.6 s to remove three objects.
+    let running = world.stand_still(backups, "objects before", Duration::from_millis(1_500)).await;
     cancel(&world, queued.id).await.expect("asked");
     let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("in time").expect("no panic");
     assert_eq!(ended.expect("its claim was kept"), Some(queued.id));
@@ -174,8 +156,7 @@ async fn what_takes_long_to_undo_is_undone_by_the_node_that_began_it() {
 async fn a_claim_is_renewed_now_and_then_and_a_cancellation_seen_at_once() {
     let world = hard_world().await;
     let queued = world.ask_backup(world.kit.acme.tenant_id()).await.expect("queued");
-    let halting = world.worker(&world.backups.clone().halting_after("rows")).with_lease(Duration::from_secs(9));
-    let running = tokio::spawn(async move { halting.run_next().await });
+    let running = world.stand_still(world.backups.clone(), "rows", Duration::from_secs(9)).await;
     let (mut eye, mut claims, began) = (world.kit.superuser().await, BTreeSet::new(), std::time::Instant::now());
     while began.elapsed() < Duration::from_secs(8) {
         tokio::time::sleep(Duration::from_millis(100)).await;

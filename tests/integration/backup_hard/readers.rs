@@ -29,34 +29,16 @@ const WRITES: [&str; 9] = [
     "do $$ begin insert into notes (body) values ('x'); end $$",
 ];
 
+/// What this node heard of itself the other one hears within so long.
+const HEARD: Duration = Duration::from_millis(1_200);
+
 /// Asks for a restore, and runs a worker that stands still after `step`, until it is there.
 async fn halted(world: &World, restore: &NewRestore, step: &'static str) -> (Uuid, JoinHandle<Result<Option<Uuid>>>) {
     let acme = world.kit.acme.tenant_id();
     let id = world.ask_restore(acme, restore).await.expect("queued").id;
-    let halting = world.worker(&world.backups.clone().halting_after(step)).with_lease(Duration::from_secs(6));
-    let running = tokio::spawn(async move { halting.run_next().await });
-    let mut eye = world.kit.superuser().await;
-    let (mut at, mut still) = (String::new(), 0);
-    for _ in 0..600 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(!running.is_finished(), "{step}: it went on");
-        let name = if step == "objects after" { "applied" } else { step };
-        let sql = "select step, steps ? $2 from tenancy.operations where id = $1";
-        let (told, finished): (String, bool) = sqlx::query_as(sql).bind(id).bind(name).fetch_one(&mut eye).await.expect("it");
-        still = if told == at { still + 1 } else { 0 };
-        at = told;
-        let there = match step {
-            "staged" => at.starts_with("loading"),
-            "merged" => at == "restoring rows",
-            "before commit" => at == "verifying",
-            _ => finished,
-        };
-        // What this node heard of itself the other one hears within the bound.
-        if there && still >= 12 {
-            return (id, running);
-        }
-    }
-    panic!("it does not get to {step}: {at}");
+    let running = world.stand_still(world.backups.clone(), step, Duration::from_secs(6)).await;
+    tokio::time::sleep(HEARD).await;
+    (id, running)
 }
 
 async fn found(db: &TenantDb, cx: &TenantContext) -> std::sync::Arc<Tenant> {

@@ -25,8 +25,7 @@ async fn a_backend_that_dies_with_all_merged_leaves_the_old_rows_and_a_rerun_com
         vandalise(&world, acme).await;
         let old = digests(&mut eye, Some(acme.tenant_id())).await;
         let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup).without_backup()).await.expect("queued");
-        let halting = world.worker(&world.backups.clone().halting_after(step)).with_lease(Duration::from_secs(5));
-        let halted = tokio::spawn(async move { halting.run_next().await.map(drop) });
+        let halted = world.stand_still(world.backups.clone(), step, Duration::from_secs(5)).await;
         let killing = async {
             loop {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -56,21 +55,10 @@ async fn a_restore_goes_on_without_the_backup_that_it_took_first() {
     let new = (digests(&mut eye, Some(acme.tenant_id())).await, world.contents(acme).await);
     vandalise(&world, acme).await;
     let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup)).await.expect("queued");
-    let halting = world.worker(&world.backups.clone().halting_after("objects before"));
-    let halted = tokio::spawn(async move { halting.run_next().await.map(drop) });
-    let first = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            let mut tx = world.kit.db.dangerous().begin_system("a test looks").await.expect("system");
-            let taken = tx.backups(acme.tenant_id(), None, 10).await.expect("backups");
-            if let Some(first) = taken.into_iter().find(|taken| taken.id != backup) {
-                break first.id;
-            }
-        }
-    };
-    let first = tokio::time::timeout(Duration::from_secs(60), first).await.expect("taken");
-    halted.abort();
+    world.killed_after("objects before").await;
     let mut tx = world.kit.db.dangerous().begin_system("a test deletes a backup").await.expect("system");
+    let taken = tx.backups(acme.tenant_id(), None, 10).await.expect("backups");
+    let first = taken.into_iter().find(|taken| taken.id != backup).expect("taken first").id;
     tx.delete_backup(acme.tenant_id(), first).await.expect("deleted");
     tx.commit().await.expect("commit");
     let result = world.done(queued.id).await;
