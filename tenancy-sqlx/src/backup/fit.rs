@@ -107,9 +107,13 @@ impl Fit {
         plain(&self.table) == plain(&self.was) && self.table.key == self.was.key
     }
 
-    /// Whether the bytes can be loaded into columns like the table's.
+    /// Whether the bytes can be loaded into columns like the table's: not where there are none, since COPY then means all.
     fn is_direct(&self) -> bool {
-        self.was.stored().all(|was| was.binary && self.table.column(&was.name).is_some_and(|now| now.kind == was.kind && !now.generated))
+        self.was.stored().next().is_some()
+            && self
+                .was
+                .stored()
+                .all(|was| was.binary && self.table.column(&was.name).is_some_and(|now| now.kind == was.kind && !now.generated))
     }
 
     /// The statements that make room for the rows, and where COPY puts them; `n` tells the tables apart.

@@ -156,8 +156,8 @@ async fn what_takes_long_to_undo_is_undone_by_the_node_that_began_it() {
 async fn a_claim_is_renewed_now_and_then_and_a_cancellation_seen_at_once() {
     let world = hard_world().await;
     let queued = world.ask_backup(world.kit.acme.tenant_id()).await.expect("queued");
-    let running = world.stand_still(world.backups.clone(), "rows", Duration::from_secs(9)).await;
     let (mut eye, mut claims, began) = (world.kit.superuser().await, BTreeSet::new(), std::time::Instant::now());
+    let running = world.stand_still(world.backups.clone(), "rows", Duration::from_secs(9)).await;
     while began.elapsed() < Duration::from_secs(8) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let claim = sqlx::query_scalar("select claimed_until from tenancy.operations where id = $1").bind(queued.id);

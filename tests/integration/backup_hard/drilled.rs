@@ -149,12 +149,18 @@ async fn what_is_new_has_its_default_and_no_sequence_goes_on() {
 }
 
 #[tokio::test]
-async fn a_key_without_the_tenant_is_no_hindrance_and_a_partition_that_is_gone_is_one() {
+async fn odd_tables_are_no_hindrance_and_a_partition_that_is_gone_is_one() {
     let world = hard_world().await;
     let acme = &world.kit.acme;
-    as_owner(&world.kit, "create table bare_key (id int primary key, tenant_id uuid not null); call tenancy.protect_table('bare_key')")
-        .await;
-    run(&world.kit, acme, &["insert into bare_key (id) values (1)"]).await;
+    let odd = "create table bare_key (id int primary key, tenant_id uuid not null); call tenancy.protect_table('bare_key');
+               create table alone (tenant_id uuid not null); call tenancy.protect_table('alone')";
+    as_owner(&world.kit, odd).await;
+    run(
+        &world.kit,
+        acme,
+        &["insert into bare_key (id) values (1)", "insert into alone default values", "insert into alone default values"],
+    )
+    .await;
     let backup = world.back_up(acme).await;
     let done = drill(&world, acme, backup).await;
     assert_eq!((done.state.as_str(), done.error), ("done", None));
