@@ -68,12 +68,9 @@ impl Room {
 
     /// Does this once there is room for an object of so many bytes: what is small is in memory whole, as it comes and as it goes.
     async fn within<T>(&self, bytes: u64, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let takes = (bytes / 512).min(u64::from(ROOM) / 2) + 1;
-        let _taken = self
-            .0
-            .acquire_many(u32::try_from(takes).unwrap_or(ROOM))
-            .await
-            .map_err(|error| Error::new(ErrorKind::Internal, "the room for objects was closed").with_source(error))?;
+        let takes = u32::try_from(bytes / 512).unwrap_or(ROOM).clamp(1, ROOM / 2);
+        let taken = self.0.acquire_many(takes).await;
+        let _taken = taken.map_err(|error| Error::new(ErrorKind::Internal, "the room for objects was closed").with_source(error))?;
         work.await
     }
 }
@@ -320,4 +317,29 @@ pub(super) fn lines(segment: BoxStream<'static, Result<bytes::Bytes>>) -> BoxStr
 pub(super) fn missing(paths: &[&String]) -> Error {
     let some: Vec<&str> = paths.iter().take(3).map(|path| path.as_str()).collect();
     Error::invalid(super::take::OBJECTS, format!("{} objects that rows name are not there: {}", paths.len(), some.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_on_their_way_as_fit_in_memory() {
+        let begun = |bytes: u64, of: usize| {
+            let (room, begun) = (Room::new(), AtomicU64::new(0));
+            let mut going: FuturesUnordered<_> = (0..of)
+                .map(|_| {
+                    room.within(bytes, async {
+                        begun.fetch_add(1, Ordering::Relaxed);
+                        std::future::pending::<Result<()>>().await
+                    })
+                })
+                .collect();
+            assert!(going.next().now_or_never().is_none());
+            begun.load(Ordering::Relaxed)
+        };
+        const MIB: u64 = 1024 * 1024;
+        let at_once = [0, MIB, 8 * MIB, 12 * MIB, u64::MAX].map(|bytes| begun(bytes, AT_ONCE));
+        assert_eq!(at_once, [16, 16, 3, 2, 2]);
+    }
 }
