@@ -258,7 +258,8 @@ pub(crate) async fn vandalise(world: &World, cx: &TenantContext) {
     .await;
     let store = world.objects.scope(cx).expect("scope");
     store.delete(&Path::from("large")).await.expect("deleted");
-    store.put(&Path::from("a/b.txt"), "changed".into()).await.expect("put");
+    let size = store.head(&Path::from("a/b.txt")).await.expect("there").size;
+    store.put(&Path::from("a/b.txt"), vec![b'?'; usize::try_from(size).expect("small")].into()).await.expect("put"); // as large as it was
     store.put(&Path::from("new"), "new".into()).await.expect("put");
 }
 

@@ -9,9 +9,10 @@ use tenancy_core::{AuditEvent, Error, ErrorKind, NewTenant, Outcome, Result, Ten
 use uuid::Uuid;
 
 use super::fit::Fit;
+use super::references::Between;
 use super::restore::Source;
 use super::scratch::Shape;
-use super::session::{Between, Restoring};
+use super::session::Restoring;
 use super::{Backups, NewRestore};
 use crate::operations::{Operation, Progress, is_tried_again};
 

@@ -56,6 +56,7 @@ mod link;
 mod objects;
 mod pace;
 mod record;
+mod references;
 mod renew;
 mod request;
 mod restore;
