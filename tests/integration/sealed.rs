@@ -318,22 +318,9 @@ async fn a_key_and_a_seal_go_together(route: Route) {
     schema.seal(&KEY).await.expect("again: nothing to do");
     assert!(schema.seal(&NEXT).await.expect_err("another key").to_string().contains("rotate_seal_key"));
     let mut eye = kit.superuser().await;
-    // Rights on parameters are the whole server's, so the two routes take turns.
-    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    let turn = TURN.lock().await;
-    for (open, close, says) in [
-        ("grant usage on schema tenancy_private to tenancy_app", "revoke usage on schema tenancy_private from tenancy_app", "REVOKE USAGE"),
-        (
-            "grant set on parameter backtrace_functions to tenancy_app",
-            "revoke set on parameter backtrace_functions from tenancy_app",
-            "REVOKE SET ON PARAMETER",
-        ),
-    ] {
-        eye.execute(open).await.expect(open);
-        seal(options().with_seal_key(KEY), says).await;
-        eye.execute(close).await.expect(close);
-    }
-    drop(turn);
+    eye.execute("grant usage on schema tenancy_private to tenancy_app").await.expect("grant");
+    seal(options().with_seal_key(KEY), "REVOKE USAGE").await;
+    eye.execute("revoke usage on schema tenancy_private from tenancy_app").await.expect("revoke");
     schema.unseal().await.expect("unseal");
     seal(options().with_seal_key(KEY), "is not sealed").await;
     let error = schema.rotate_seal_key(&NEXT).await.expect_err("nothing to rotate");
@@ -344,6 +331,25 @@ async fn a_key_and_a_seal_go_together(route: Route) {
     let mut tx = plain.begin(&kit.acme).await.expect("begin");
     let seen: i64 = sqlx::query_scalar("select count(*) from notes").fetch_one(&mut tx).await.expect("count");
     assert_eq!(seen, 0);
+}
+
+/// Rights on parameters are the whole server's: a login of the test's own has this one, which all other tests would be refused with.
+#[tokio::test]
+async fn a_login_that_can_set_the_tenant_itself_is_refused() {
+    let Some(kit) = sealed_kit(Route::Direct, |options| options).await else { return };
+    let login = format!("login_{:08x}", rand::random::<u32>());
+    let mut eye = kit.superuser().await;
+    eye.execute(AssertSqlSafe(format!("create role {login} login in role tenancy_app"))).await.expect("a login");
+    let url = kit.database.app_url().replace("tenancy_app", &login);
+    let of_parameter = async || {
+        let found = refusals(Options::new(&url).expect("a URL").with_seal_key(KEY)).await;
+        found.iter().any(|(refusal, text)| *refusal == Refusal::Seal && text.contains("REVOKE SET ON PARAMETER"))
+    };
+    assert!(!of_parameter().await, "the control: refused before it has the right");
+    eye.execute(AssertSqlSafe(format!("grant set on parameter backtrace_functions to {login}"))).await.expect("grant");
+    let refused = of_parameter().await;
+    eye.execute(AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.expect("drop the login");
+    assert!(refused);
 }
 
 async fn cancelled_at_any_await_the_next_tenant_is_apart(route: Route) {
