@@ -16,7 +16,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use sqlx::migrate::Migrator;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Row};
 use tenancy_core::TenantContext;
 use tenancy_sqlx::testing::TestDatabase;
 use tenancy_sqlx::{Options, TenantDb};
@@ -125,6 +125,19 @@ impl Kit {
         }
         panic!("a session of the application stays inside a transaction");
     }
+}
+
+/// Executes `sql`; again while another test changes the same rights of the whole server, as those on parameters are.
+pub async fn insist(eye: &mut PgConnection, sql: &str) {
+    for _ in 0..100 {
+        match eye.execute(AssertSqlSafe(sql)).await {
+            Ok(_) => return,
+            Err(sqlx::Error::Database(db)) if db.message().starts_with("tuple concurrently") => {}
+            Err(error) => panic!("{sql}: {error}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{sql}: others are in the way for two seconds");
 }
 
 fn options(database: &TestDatabase, bouncer: Option<&PgBouncer>) -> Options {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use harness::{Kit, MIGRATIONS, Route, drop_after, on_each_route};
+use harness::{Kit, MIGRATIONS, Route, drop_after, insist, on_each_route};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tenancy_core::{ErrorKind, TenantContext};
 use tenancy_sqlx::testing::TestDatabase;
@@ -346,9 +346,9 @@ async fn a_login_that_can_set_the_tenant_itself_is_refused() {
         found.iter().any(|(refusal, text)| *refusal == Refusal::Seal && text.contains("REVOKE SET ON PARAMETER"))
     };
     assert!(!of_parameter().await, "the control: refused before it has the right");
-    eye.execute(AssertSqlSafe(format!("grant set on parameter backtrace_functions to {login}"))).await.expect("grant");
+    insist(&mut eye, &format!("grant set on parameter backtrace_functions to {login}")).await;
     let refused = of_parameter().await;
-    eye.execute(AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.expect("drop the login");
+    insist(&mut eye, &format!("drop owned by {login}; drop role {login}")).await;
     assert!(refused);
 }
 

@@ -76,9 +76,7 @@ impl Defect {
             sql = sql.replace(&format!("{{{placeholder}}}"), &role);
             made.roles.push(role);
         }
-        if let Err(error) = eye.execute(AssertSqlSafe(sql)).await {
-            panic!("{}: {error}", self.sql);
-        }
+        crate::insist(eye, &sql).await;
         made
     }
 }
@@ -101,7 +99,7 @@ impl Made {
     pub async fn undo(self, eye: &mut PgConnection) {
         for role in self.roles {
             let sql = format!("reassign owned by {role} to postgres; drop owned by {role}; drop role {role}");
-            eye.execute(AssertSqlSafe(sql)).await.expect("drop the role");
+            crate::insist(eye, &sql).await;
         }
     }
 }
