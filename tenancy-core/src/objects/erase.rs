@@ -1,12 +1,32 @@
-//! All objects of a tenant at once: for its erasure, when no context can be had any more.
+//! Many objects at once; and all of a tenant, for its erasure, when no context can be had any more.
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
-use object_store::{Error as StoreError, ObjectStore};
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStore, Result as StoreResult};
 
 use super::{TenantObjects, into_error};
 use crate::erase::{Erasable, Stored};
 use crate::{Result, TenantId};
+
+/// Deletes objects, as many at once as the store can. One that is gone already is as good.
+///
+/// # Errors
+/// As [`into_error`] has them, of the list or of a deletion: others may be deleted then.
+///
+/// # Cancel safety
+/// Some may be left.
+pub async fn delete_all(store: &dyn ObjectStore, locations: BoxStream<'static, StoreResult<Path>>) -> Result<()> {
+    let mut deleted = store.delete_stream(locations);
+    while let Some(done) = deleted.next().await {
+        match done {
+            Ok(_) | Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(into_error(error)),
+        }
+    }
+    Ok(())
+}
 
 #[async_trait]
 impl Erasable for TenantObjects {
@@ -20,14 +40,7 @@ impl Erasable for TenantObjects {
 
     async fn erase(&self, tenant: TenantId) -> Result<()> {
         let store = self.of(tenant)?;
-        let listed = store.list(None).map_ok(|meta| meta.location).boxed();
-        let mut deleted = store.delete_stream(listed);
-        while let Some(done) = deleted.next().await {
-            match done {
-                Ok(_) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(into_error(error)),
-            }
-        }
+        delete_all(&store, store.list(None).map_ok(|meta| meta.location).boxed()).await?;
         self.close(tenant);
         Ok(())
     }

@@ -70,6 +70,7 @@ mod error;
 mod path;
 mod provision;
 
+pub use self::erase::delete_all;
 pub use self::error::into_error;
 pub use self::path::{MAX_PATH_LEN, MAX_SEGMENT_LEN, parse_path};
 

@@ -32,8 +32,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use object_store::ObjectStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde_json::Value;
 use tenancy_core::backup::Schedule;
 use tenancy_core::objects::TenantObjects;
@@ -228,13 +228,5 @@ impl fmt::Debug for Backups {
     /// Leaves out the store, whose own text may hold credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Backups").field("root", &self.root.as_ref()).field("objects", &self.objects.is_some()).finish_non_exhaustive()
-    }
-}
-
-/// Removes one file; one that is gone already is as good.
-async fn remove(store: &dyn ObjectStore, at: &Path) -> Result<()> {
-    match store.delete(at).await {
-        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(tenancy_core::objects::into_error(error)),
     }
 }

@@ -13,7 +13,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _, ObjectStoreExt as _};
 use serde::{Deserialize, Serialize};
-use tenancy_core::objects::{TenantStore, into_error, parse_path};
+use tenancy_core::objects::{TenantStore, delete_all, into_error, parse_path};
 use tenancy_core::{Error, ErrorKind, Result, TenantId};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -219,10 +219,7 @@ impl Backups {
             .boxed()
         };
         self.each((source, tenant), ("comparing objects", progress), make).await?;
-        for meta in stale.into_values() {
-            super::remove(store, &meta.location).await?;
-        }
-        Ok(())
+        delete_all(store, stream::iter(stale.into_values().map(|meta| Ok(meta.location))).boxed()).await
     }
 
     /// Reads the contents of all objects.

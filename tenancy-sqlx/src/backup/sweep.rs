@@ -3,20 +3,20 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _};
 use serde_json::Value;
 use tenancy_core::backup::Schedule;
 use tenancy_core::erase::{Erasable, Stored};
-use tenancy_core::objects::into_error;
+use tenancy_core::objects::{delete_all, into_error};
 use tenancy_core::{Actor, ErrorKind, Result, TenantId};
 use uuid::Uuid;
 
+use super::Backups;
 use super::archive::YOUNG;
 use super::objects;
 use super::take::OBJECTS;
-use super::{Backups, remove};
 use crate::dangerous::begin_admin;
 use crate::error::from_sqlx;
 
@@ -75,12 +75,12 @@ impl Backups {
                 named.insert(listed.blob.name);
             }
         }
-        for meta in self.listed_below(&self.archives(tenant)).await? {
+        let is_stale = move |meta: &ObjectMeta| {
             let is_gone = gone.iter().any(|folder| meta.location.prefix_matches(folder));
-            if is_gone || (!keep.contains(&meta.location) && meta.last_modified < now - YOUNG) {
-                remove(&*self.store, &meta.location).await?;
-            }
-        }
+            is_gone || (!keep.contains(&meta.location) && meta.last_modified < now - YOUNG)
+        };
+        let archives = self.listed_below(&self.archives(tenant)).await?.into_iter().filter(is_stale);
+        delete_all(&*self.store, stream::iter(archives.map(|meta| Ok(meta.location))).boxed()).await?;
         let contents = self.blobs().sweep(tenant, &named, now).await?;
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
         let query = sqlx::query("delete from tenancy.backups where tenant_id = $1 and id = any($2) and deleted_at is not null");
@@ -102,9 +102,7 @@ impl Erasable for Backups {
     }
 
     async fn erase(&self, tenant: TenantId) -> Result<()> {
-        for meta in self.listed_below(&self.root.clone().join(tenant.to_string())).await? {
-            remove(&*self.store, &meta.location).await?;
-        }
-        Ok(())
+        let all = self.listed_below(&self.root.clone().join(tenant.to_string())).await?;
+        delete_all(&*self.store, stream::iter(all.into_iter().map(|meta| Ok(meta.location))).boxed()).await
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::ObjectStore as _;
 use object_store::path::Path;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
-use tenancy_core::objects::into_error;
+use tenancy_core::objects::{delete_all, into_error};
 use tenancy_core::{Error, ErrorKind, Result, TenantId, TenantStatus};
 use uuid::Uuid;
 
@@ -245,10 +245,7 @@ impl Backups {
         let keep = self.at(tenant, backup.id, backup.attempt);
         let below = self.of(tenant, backup.id);
         let stale: Vec<Path> = self.store.list(Some(&below)).map_ok(|meta| meta.location).try_collect().await.map_err(into_error)?;
-        for at in stale.into_iter().filter(|at| *at != keep) {
-            super::remove(&*self.store, &at).await?;
-        }
-        Ok(())
+        delete_all(&*self.store, stream::iter(stale.into_iter().filter(move |at| *at != keep).map(Ok)).boxed()).await
     }
 }
 

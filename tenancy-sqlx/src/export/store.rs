@@ -6,11 +6,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{Error as StoreError, GetResult, ObjectStore, ObjectStoreExt as _};
+use object_store::{GetResult, ObjectStore, ObjectStoreExt as _};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tenancy_core::erase::{Erasable, Stored};
-use tenancy_core::objects::{into_error, parse_path};
+use tenancy_core::objects::{delete_all, into_error, parse_path};
 use tenancy_core::{Error, Result, TenantId};
 
 use super::Export;
@@ -70,14 +70,7 @@ impl Exports {
         let stale = |at: &Path| keep.is_none_or(|keep| !at.prefix_matches(keep));
         let listed = self.store.list(Some(below)).map_ok(|meta| meta.location);
         let stale: Vec<Path> = listed.try_filter(|at| std::future::ready(stale(at))).try_collect().await.map_err(into_error)?;
-        let mut gone = self.store.delete_stream(futures_util::stream::iter(stale.into_iter().map(Ok)).boxed());
-        while let Some(done) = gone.next().await {
-            match done {
-                Ok(_) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(into_error(error)),
-            }
-        }
-        Ok(())
+        delete_all(&*self.store, futures_util::stream::iter(stale.into_iter().map(Ok)).boxed()).await
     }
 }
 

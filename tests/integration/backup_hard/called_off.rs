@@ -151,6 +151,36 @@ async fn what_takes_long_to_undo_is_undone_by_the_node_that_began_it() {
     assert_eq!(world.store.list(Some(&Path::from("tenants"))).try_collect::<Vec<_>>().await.expect("listed").len(), before);
 }
 
+/// What the tenant puts while a restore brings objects back is the tenant's, and is there still if the restore is called off then.
+#[tokio::test]
+async fn what_is_put_while_objects_come_back_stays() {
+    let world = hard_world().await;
+    let acme = &world.kit.acme;
+    let backup = world.back_up(acme).await;
+    let store = world.objects.scope(acme).expect("scope");
+    for at in ["a/b.txt", "large"] {
+        store.delete(&Path::from(at)).await.expect("deleted");
+    }
+    // All are listed, and each is asked for once more three seconds later.
+    let slow = ThrottleConfig { wait_get_per_call: Duration::from_secs(3), ..ThrottleConfig::default() };
+    let slow = ThrottledStore::new(Arc::clone(&world.store) as Arc<dyn ObjectStore>, slow);
+    let backups = world.backups.clone().with_objects(TenantObjects::prefixed(Arc::new(slow), Path::from("tenants")).expect("objects"));
+    let queued = world.ask_restore(acme.tenant_id(), &NewRestore::new(backup).without_backup()).await.expect("queued");
+    let meanwhile = async {
+        while world.operation(queued.id).await.step != "putting objects back" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        world.put(acme, "large", "the tenant's").await;
+    };
+    let (running, ()) = tokio::join!(world.stand_still(backups, "objects before", Duration::from_secs(6)), meanwhile);
+    cancel(&world, queued.id).await.expect("asked");
+    tokio::time::timeout(Duration::from_secs(20), running).await.expect("in time").expect("no panic").expect("ended");
+    assert_eq!(world.operation(queued.id).await.state, "cancelled");
+    let contents = world.contents(acme).await;
+    let content = |at: &str| contents.iter().find(|(path, _)| path.ends_with(at)).map(|(_, content)| content.as_slice());
+    assert_eq!((content("a/b.txt"), content("large")), (Some(&b"acme's object"[..]), Some(&b"the tenant's"[..])));
+}
+
 /// A node asks each second whether to stop, and writes its claim when a third of it has passed.
 #[tokio::test]
 async fn a_claim_is_renewed_now_and_then_and_a_cancellation_seen_at_once() {

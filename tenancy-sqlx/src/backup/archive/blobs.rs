@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use serde::{Deserialize, Serialize};
-use tenancy_core::objects::into_error;
+use tenancy_core::objects::{delete_all, into_error};
 use tenancy_core::{Result, TenantId};
 use uuid::Uuid;
 
@@ -245,13 +245,7 @@ impl Blobs {
             // In batches: a list of all of them may be long.
             if stale.len() == 1_000 || done {
                 removed += stale.len() as u64;
-                let mut gone = self.store.delete_stream(stream::iter(std::mem::take(&mut stale).into_iter().map(Ok)).boxed());
-                while let Some(done) = gone.next().await {
-                    match done {
-                        Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                        Err(error) => return Err(into_error(error)),
-                    }
-                }
+                delete_all(&*self.store, stream::iter(std::mem::take(&mut stale).into_iter().map(Ok)).boxed()).await?;
             }
             if done {
                 return Ok(removed);
