@@ -11,6 +11,7 @@ mod federation;
 mod impersonation;
 mod isolation;
 mod lifecycle;
+mod links;
 mod members;
 mod onboarding;
 mod operations;
