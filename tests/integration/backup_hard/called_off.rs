@@ -177,8 +177,9 @@ async fn what_is_put_while_objects_come_back_stays() {
     tokio::time::timeout(Duration::from_secs(20), running).await.expect("in time").expect("no panic").expect("ended");
     assert_eq!(world.operation(queued.id).await.state, "cancelled");
     let contents = world.contents(acme).await;
-    let content = |at: &str| contents.iter().find(|(path, _)| path.ends_with(at)).map(|(_, content)| content.as_slice());
-    assert_eq!((content("a/b.txt"), content("large")), (Some(&b"acme's object"[..]), Some(&b"the tenant's"[..])));
+    let begin =
+        |at: &str| contents.iter().find(|(path, _)| path.ends_with(at)).map(|(_, all)| String::from_utf8_lossy(&all[..all.len().min(20)]));
+    assert_eq!((begin("a/b.txt").as_deref(), begin("large").as_deref()), (Some("acme's object"), Some("the tenant's")));
 }
 
 /// A node asks each second whether to stop, and writes its claim when a third of it has passed.
