@@ -11,6 +11,7 @@ mod cancel;
 mod catalog;
 mod checker;
 mod config;
+mod dedicated;
 mod erase;
 mod export;
 mod federation;

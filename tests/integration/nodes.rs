@@ -17,7 +17,7 @@ fn patient(options: Options) -> Options {
     options.with_max_staleness(LONG)
 }
 
-async fn nodes(kit: &Kit) -> i64 {
+pub(crate) async fn nodes(kit: &Kit) -> i64 {
     let alive = "select count(*) from tenancy.catalog_nodes where alive_until > clock_timestamp()";
     sqlx::query_scalar(alive).fetch_one(&mut kit.superuser().await).await.expect("nodes")
 }

@@ -23,7 +23,7 @@ use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::outbox::Worker;
 use tenancy_sqlx::provision::{Provision, WarmPool};
 use tenancy_sqlx::quota::{Meter, MeterOptions};
-use tenancy_sqlx::{PgCatalog, TenantDb};
+use tenancy_sqlx::{DedicatedRuntime, Options, PgCatalog, TenantDb};
 use tenancy_tower::{AllAgree, ExtensionResolver, FirstOf, HostResolver};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
@@ -56,6 +56,8 @@ const WORKER_LIMIT: Duration = Duration::from_secs(5);
 const LINK_REQUESTS: usize = 16;
 /// How often a node that has none looks for long work.
 const WORK_INTERVAL: Duration = Duration::from_millis(250);
+/// How many connections that has for tenants' transactions, beside the administrative ones.
+const WORK_CONNECTIONS: u32 = 3;
 /// How often it is looked whether a backup or a drill is due.
 const DUE_INTERVAL: Duration = Duration::from_secs(2);
 /// How often backups that were deleted are looked for, and journals pruned.
@@ -82,6 +84,17 @@ pub(crate) fn backups(db: &TenantDb, store: &Arc<dyn ObjectStore>, config: &Conf
     }
     let backups = backups.with_objects(attachment_store::open(Arc::clone(store))?).with_schedule(schedule);
     Ok(backups.with_pace(NonZeroU64::new(config.backup_pace)))
+}
+
+/// Does what operators have queued, and what is due, where requests don't feel it.
+async fn work_apart(options: Options, store: Arc<dyn ObjectStore>, config: Config) -> Result<DedicatedRuntime> {
+    let begin = async move |db: TenantDb| {
+        let (operations, backups) = (operations(&db, &store, &config)?, backups(&db, &store, &config)?);
+        Ok(async move {
+            tokio::join!(operations.run(WORK_INTERVAL), sweep(backups.clone()), keep_schedules(backups));
+        })
+    };
+    DedicatedRuntime::start("operations", options.with_max_connections(WORK_CONNECTIONS), begin).await
 }
 
 /// Has backups and drills done when they are due.
@@ -234,8 +247,10 @@ pub struct Running {
     worker: Option<Worker>,
     /// The audit log is sealed for as long as this is held.
     _sealing: Option<Sealing>,
-    /// Long work, until this is dropped: another node goes on.
+    /// What is looked after, until this is dropped.
     work: JoinSet<()>,
+    /// Long work, until this is dropped: another node goes on.
+    operations: Option<DedicatedRuntime>,
     /// The embedded server runs for as long as this is held.
     _database: Database,
 }
@@ -321,11 +336,10 @@ impl Running {
             if config.warm_tenants > 0 {
                 work.spawn(WarmPool::new(&app.db, plans().clone(), config.warm_tenants).run(WORK_INTERVAL));
             }
-            work.spawn(operations(&app.db, &store, config)?.run(WORK_INTERVAL));
-            work.spawn(sweep(app.backups.clone()));
-            work.spawn(keep_schedules(app.backups.clone()));
             work.spawn(domains::recheck(app.db.clone(), Arc::clone(&app.dns)));
         }
+        let operations =
+            if database.has_admin() { Some(work_apart(database.options(config)?, store, config.clone()).await?) } else { None };
         let router = routes::router(&app, resolver, host, database.has_admin());
         let listener = listener.tap_io(|connection| {
             // Answers are small: waiting for more to send only delays them.
@@ -347,6 +361,7 @@ impl Running {
             serving,
             worker,
             work,
+            operations,
             _sealing: sealing,
             _database: database,
         })
@@ -381,7 +396,12 @@ impl Running {
         // The receiver is gone only if the server is.
         let _ = self.stop.send(());
         self.work.abort_all();
-        let done = tokio::time::timeout(SHUTDOWN_LIMIT, &mut serving).await;
+        let operations = async {
+            if let Some(operations) = self.operations {
+                let _ = tokio::time::timeout(WORKER_LIMIT, operations.shutdown()).await;
+            }
+        };
+        let (done, ()) = tokio::join!(tokio::time::timeout(SHUTDOWN_LIMIT, &mut serving), operations);
         if done.is_err() {
             serving.abort();
         }

@@ -137,13 +137,18 @@ impl Database {
         done
     }
 
+    /// How it is opened.
+    pub(crate) fn options(&self, config: &Config) -> Result<Options> {
+        let options = Options::new(&self.app_url).map_err(|e| about("DATABASE_URL", e))?.with_max_connections(config.max_connections);
+        match &self.admin_url {
+            Some(url) => options.with_admin_url(url).map_err(|e| about("TENANCY_ADMIN_DATABASE_URL", e)),
+            None => Ok(options),
+        }
+    }
+
     /// Opens the database of any service.
     pub(crate) async fn open_any(&self, config: &Config) -> Result<TenantDb> {
-        let mut options = Options::new(&self.app_url).map_err(|e| about("DATABASE_URL", e))?.with_max_connections(config.max_connections);
-        if let Some(url) = &self.admin_url {
-            options = options.with_admin_url(url).map_err(|e| about("TENANCY_ADMIN_DATABASE_URL", e))?;
-        }
-        TenantDb::open(options).await.map_err(|e| {
+        TenantDb::open(self.options(config)?).await.map_err(|e| {
             let refused = std::error::Error::source(&e).and_then(|source| source.downcast_ref::<Refused>());
             let old = refused.is_some_and(|refused| refused.refusals().any(|(refusal, _)| refusal == Refusal::SchemaVersion));
             about(

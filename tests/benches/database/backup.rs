@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use sqlx::{AssertSqlSafe, Executor};
-use tenancy_core::TenantContext;
-use tenancy_sqlx::TenantDb;
+use tenancy_core::{ErrorKind, TenantContext};
 use tenancy_sqlx::backup::{BackupKeys, Backups, NewClone, NewRestore};
 use tenancy_sqlx::operations::Operations;
 use tenancy_sqlx::testing::TestDatabase;
+use tenancy_sqlx::{DedicatedRuntime, TenantDb};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 const TENANTS: usize = 5;
@@ -28,6 +29,9 @@ const TABLES: &str = "
     create index lines_order_idx on lines (tenant_id, order_id)";
 const KEY: &str = "alter table lines add foreign key (tenant_id, order_id) references orders (tenant_id, id)";
 
+const SLOW: &str = "backup at the default pace";
+const ALL_GONE: &str = "restore, all rows gone";
+
 struct World {
     db: TenantDb,
     backups: Backups,
@@ -36,6 +40,26 @@ struct World {
 }
 
 impl World {
+    fn new(db: TenantDb, folder: &std::path::Path, tenant: TenantContext, other: TenantContext) -> Result<Self, Box<dyn Error>> {
+        let store = Arc::new(LocalFileSystem::new_with_prefix(folder)?);
+        let backups = Backups::new(&db, store, Path::from("backups"), BackupKeys::new([7; 32])).with_pace(None);
+        Ok(Self { db, backups, tenant, other })
+    }
+
+    /// What is done beside a neighbour.
+    async fn works(&self, what: &str, backup: Uuid) -> Result<(), Box<dyn Error>> {
+        match what {
+            "idle" => {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Ok(())
+            }
+            SLOW => self.take(&self.backups.clone().with_pace(Some(Backups::PACE))).await.map(drop),
+            "drill" => self.drill(backup).await,
+            "backup as fast as it can" => self.take(&self.backups).await.map(drop),
+            _ => self.restore(backup).await,
+        }
+    }
+
     async fn done(&self, backups: &Backups, id: Uuid) -> Result<serde_json::Value, Box<dyn Error>> {
         backups.does(Operations::new(&self.db)).run_next().await?;
         let operation = self.db.dangerous().begin_system("a benchmark looks").await?.operation(id).await?;
@@ -178,10 +202,7 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
     }
     same.execute(AssertSqlSafe(format!("set search_path = bench; {KEY}; analyze"))).await?;
 
-    let store = Arc::new(LocalFileSystem::new_with_prefix(&folder)?);
-    let backups = Backups::new(&db, store, Path::from("backups"), BackupKeys::new([7; 32]));
-    let fast = backups.clone().with_pace(None);
-    let world = Arc::new(World { db, backups: fast.clone(), tenant: tenants[1].clone(), other: tenants[2].clone() });
+    let world = Arc::new(World::new(db, &folder, tenants[1].clone(), tenants[2].clone())?);
 
     let name: String = sqlx::query_scalar("select current_database()").fetch_one(&mut same).await?;
     let [mut dump, mut take, mut restored, mut merged, mut replaced, mut drilled, mut cloned, mut by_hand] = [const { Vec::new() }; 8];
@@ -192,7 +213,7 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
         dump.push(run(Command::new("pg_dump").args(["-Fc", "-Z1", "-n", "bench", "-f"]).arg(&file).arg(alone.admin_url()))?);
         let before = peak();
         let start = Instant::now();
-        backup = world.take(&fast).await?;
+        backup = world.take(&world.backups).await?;
         take.push(start.elapsed());
         if let (Some((_, before)), Some((most, _))) = (before, peak()) {
             memory = memory.max(most.saturating_sub(before));
@@ -247,34 +268,47 @@ pub(super) async fn backup() -> Result<(), Box<dyn Error>> {
 
     println!("\nAnother tenant meanwhile\n| | p50 ms | p99 ms | over 100 ms for a lock |\n|---|---:|---:|---:|");
     let mut idle = 0.0;
-    let all_gone = "restore, all rows gone";
-    for what in ["idle", "backup at the default pace", "backup as fast as it can", "drill", "restore, nothing changed", all_gone] {
-        if what == all_gone {
+    for (what, shares) in [
+        ("idle", false),
+        (SLOW, false),
+        (SLOW, true),
+        ("backup as fast as it can", false),
+        ("drill", false),
+        ("restore, nothing changed", false),
+        (ALL_GONE, false),
+    ] {
+        if what == ALL_GONE {
             gone(&mut eye, &tenant.to_string()).await?;
         }
         let over = Arc::new(AtomicBool::new(false));
-        // In a task of its own, as in a service.
-        let (working, ends) = (Arc::clone(&world), Arc::clone(&over));
-        let slow = backups.clone();
-        let work = tokio::spawn(async move {
-            let done = match what {
-                "idle" => {
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                    Ok(())
-                }
-                "backup at the default pace" => working.take(&slow).await.map(drop),
-                "backup as fast as it can" => working.take(&working.backups).await.map(drop),
-                "drill" => working.drill(backup.0).await,
-                _ => working.restore(backup.0).await,
-            };
-            ends.store(true, Ordering::Relaxed); // also where it failed: the neighbour goes home
-            done.map_err(|error| error.to_string())
-        });
-        let felt = world.neighbour(&over).await;
-        work.await??;
+        let (tell, told) = oneshot::channel();
+        let (ends, folder, [mine, other]) = (Arc::clone(&over), folder.clone(), [1, 2].map(|n| tenants[n].clone()));
+        let begin = async move |db: TenantDb| {
+            let world =
+                World::new(db, &folder, mine, other).map_err(|error| tenancy_core::Error::new(ErrorKind::Internal, error.to_string()))?;
+            Ok(async move {
+                let done = world.works(what, backup.0).await;
+                ends.store(true, Ordering::Relaxed); // also where it failed: the neighbour goes home
+                let _ = tell.send(done.map_err(|error| error.to_string())); // or is gone
+            })
+        };
+        // The neighbour's are tasks of a service; what works shares their threads, or does not, as the example's work.
+        let work = if shares {
+            drop(tokio::spawn(begin(world.db.clone()).await?));
+            None
+        } else {
+            Some(DedicatedRuntime::start("operations", database.options(), begin).await?)
+        };
+        let neighbour = Arc::clone(&world);
+        let felt = tokio::spawn(async move { neighbour.neighbour(&over).await.map_err(|error| error.to_string()) }).await?;
+        told.await??;
+        if let Some(work) = work {
+            work.shutdown().await;
+        }
         let (p50, p99, all, waited) = felt?;
         idle = if what == "idle" { p99 } else { idle };
-        println!("| {what} | {p50:.2} | {p99:.2} ({:.2} times) | {waited} of {all} |", p99 / idle);
+        let how = if shares { ", on the threads that serve" } else { "" };
+        println!("| {what}{how} | {p50:.2} | {p99:.2} ({:.2} times) | {waited} of {all} |", p99 / idle);
     }
     std::fs::remove_dir_all(folder)?;
     Ok(())
