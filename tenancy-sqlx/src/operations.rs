@@ -225,7 +225,8 @@ impl Operations {
         self
     }
 
-    /// Looks for work once per `interval`, and does it, until the future is dropped.
+    /// Looks for work once per `interval`, and does it, until the future is dropped. Where requests are served as well, better in a
+    /// [`DedicatedRuntime`](crate::DedicatedRuntime).
     ///
     /// # Cancel safety
     /// Safe: another node, or a later call, goes on.

@@ -145,7 +145,18 @@ pub(super) async fn show(
     Query(NoQuery {}): Query<NoQuery>,
 ) -> Result<axum::Json<Operation>, Problem> {
     let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
-    Ok(axum::Json(begin(&app, &by, "show an operation").await?.operation(id).await?))
+    let operation = begin(&app, &by, "show an operation").await?.operation(id).await?;
+    if !matches!(operation.state.as_str(), "queued" | "running") {
+        catch_up(&app).await;
+    }
+    Ok(axum::Json(operation))
+}
+
+/// Who reads here that an operation is over finds its tenant here as it left it.
+async fn catch_up(app: &App) {
+    if let Err(error) = app.catalog.refresh().await {
+        tracing::warn!(?error, "the catalog was not refreshed after an operation");
+    }
 }
 
 /// Calls an operation off.
@@ -171,5 +182,6 @@ pub(super) async fn list(
 ) -> Result<axum::Json<Page<Operation>>, Problem> {
     let found = find(&app, &tenant).await?;
     let items = begin(&app, &by, "list operations").await?.operations(found.id).await?;
+    catch_up(&app).await;
     Ok(axum::Json(Page { items, next_cursor: None }))
 }
