@@ -56,7 +56,7 @@ const WORKER_LIMIT: Duration = Duration::from_secs(5);
 const LINK_REQUESTS: usize = 16;
 /// How often a node that has none looks for long work.
 const WORK_INTERVAL: Duration = Duration::from_millis(250);
-/// How many connections that has for tenants' transactions, beside the administrative ones.
+/// How many connections long work has for tenants' transactions, beside the administrative ones.
 const WORK_CONNECTIONS: u32 = 3;
 /// How often it is looked whether a backup or a drill is due.
 const DUE_INTERVAL: Duration = Duration::from_secs(2);

@@ -24,7 +24,7 @@ pub enum Settlement {
     Release,
 }
 
-/// How a [`Meter`] works.
+/// How a [`Meter`](super::Meter) works.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct MeterOptions {
