@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::types::Json;
@@ -75,15 +77,16 @@ const COLUMNS: &str = "id, tenant_id, kind, state, step, done, total, unit, byte
 pub trait Handler: Send + Sync + 'static {
     /// Does the work, or goes on with it: it may have been stopped at any point, on any node. Gives the operation's result.
     ///
-    /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later; any other one ends it.
+    /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later, and so has a panic; any other
+    /// error ends it.
     async fn run(&self, operation: &Operation, progress: &Progress) -> Result<Value>;
 
     /// Undoes what the operation did. Its work has stopped by then, in the middle of whatever it did, and none of it can be committed any
     /// more. As `run`, it may have been stopped at any point, and may [end](Progress::cancelled) the operation with its last write.
     /// `false` if it is too late: it is gone on with then, to its end.
     ///
-    /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later; any other one ends the
-    /// operation as failed.
+    /// An [`Unavailable`](ErrorKind::Unavailable) or [`Retry`](ErrorKind::Retry) error has it tried again later, and so has a panic; any other
+    /// error ends the operation as failed.
     async fn cancel(&self, operation: &Operation, progress: &Progress) -> Result<bool> {
         let _ = (operation, progress);
         Ok(true)
@@ -275,7 +278,7 @@ impl Operations {
         let mut cancelling = operation.cancel_asked_at.is_some();
         if !cancelling {
             cancelling = tokio::select! {
-                outcome = handler.run(&operation, &progress) => { progress.end(outcome.map(Some)).await?; false }
+                outcome = caught(handler.run(&operation, &progress)) => { progress.end(outcome.map(Some)).await?; false }
                 ended = self.keep(&progress, true) => match ended { Ended::Cancelled => true, Ended::Lost(error) => return Err(error) },
             };
         }
@@ -352,6 +355,12 @@ pub struct Progress {
 /// Whether the next try may succeed.
 pub(crate) fn is_tried_again(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Retry | ErrorKind::OutcomeUnknown)
+}
+
+/// A panic is the trouble of its own operation alone.
+async fn caught<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let panicked = |_| Err(Error::new(ErrorKind::Unavailable, "the work panicked: its node has said where"));
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(panicked)
 }
 
 fn lost() -> Error {
@@ -532,9 +541,9 @@ impl Progress {
             Err(error) if error.kind() == ErrorKind::Conflict => return Ok(()), // it had ended, or is another node's
             Err(error) => return Err(error),
         }
-        let outcome = match handler.cancel(operation, self).await {
+        let outcome = match caught(handler.cancel(operation, self)).await {
             Ok(true) => Ok(None),
-            Ok(false) => handler.run(operation, self).await.map(Some),
+            Ok(false) => caught(handler.run(operation, self)).await.map(Some),
             Err(error) => Err(error),
         };
         self.end(outcome).await

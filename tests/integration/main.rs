@@ -26,6 +26,7 @@ mod members;
 mod meter;
 mod nodes;
 mod noninterference;
+mod operations;
 mod operators;
 mod outbox;
 mod pooler;
