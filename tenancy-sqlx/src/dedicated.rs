@@ -84,7 +84,7 @@ impl DedicatedRuntime {
         Ok(Self { stop, ended })
     }
 
-    /// Stops the work where it is, and waits until its connections are closed. Another node goes on with an operation that was under way.
+    /// Stops the work where it is, and waits until its connections are closed, for two seconds at most. Another node goes on with an operation that was under way.
     ///
     /// # Cancel safety
     /// A dropped future waits for nothing: the work stops all the same.

@@ -70,6 +70,13 @@ pub struct Operation {
     pub updated_at: DateTime<Utc>,
 }
 
+impl Operation {
+    /// Whether it has ended, in whatever way.
+    pub fn is_over(&self) -> bool {
+        !matches!(self.state.as_str(), "queued" | "running")
+    }
+}
+
 const COLUMNS: &str = "id, tenant_id, kind, state, step, done, total, unit, bytes, input, result, error, created_by, request_id, attempts, cancel_asked_at, created_at, updated_at";
 
 /// Does the work of one kind of operation.
@@ -153,7 +160,7 @@ impl SystemTx {
     pub async fn cancel_operation(&mut self, id: Uuid) -> Result<Operation> {
         let query = format!("select {COLUMNS} from tenancy.operations where id = $1 for update");
         let found: Operation = sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(id).fetch_one(&mut *self).await.map_err(from_sqlx)?;
-        if !matches!(found.state.as_str(), "queued" | "running") {
+        if found.is_over() {
             return Err(Error::new(ErrorKind::Conflict, format!("the operation is over: it is {}", found.state)));
         }
         if NEVER_CANCELLED.contains(&found.kind.as_str()) {

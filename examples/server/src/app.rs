@@ -171,6 +171,13 @@ impl App {
         SystemClock.now().trunc_subsecs(6) // what PostgreSQL keeps
     }
 
+    /// Has this node go by what was committed before. If it can't, it will within the bound on staleness.
+    pub(crate) async fn catch_up(&self) {
+        if let Err(error) = self.catalog.refresh().await {
+            tracing::warn!(?error, "the catalog was not refreshed after a change");
+        }
+    }
+
     /// What links to `page` begin with, for a tenant's people.
     pub(crate) fn link(&self, tenant: &TenantSlug, page: &str) -> Result<LinkBase> {
         link(&self.public_url, tenant, page)

@@ -1,8 +1,7 @@
 //! Many objects at once; and all of a tenant, for its erasure, when no context can be had any more.
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, Result as StoreResult};
 
@@ -17,8 +16,8 @@ use crate::{Result, TenantId};
 ///
 /// # Cancel safety
 /// Some may be left.
-pub async fn delete_all(store: &dyn ObjectStore, locations: BoxStream<'static, StoreResult<Path>>) -> Result<()> {
-    let mut deleted = store.delete_stream(locations);
+pub async fn delete_all(store: &dyn ObjectStore, locations: impl Stream<Item = StoreResult<Path>> + Send + 'static) -> Result<()> {
+    let mut deleted = store.delete_stream(locations.boxed());
     while let Some(done) = deleted.next().await {
         match done {
             Ok(_) | Err(StoreError::NotFound { .. }) => {}
@@ -40,7 +39,7 @@ impl Erasable for TenantObjects {
 
     async fn erase(&self, tenant: TenantId) -> Result<()> {
         let store = self.of(tenant)?;
-        delete_all(&store, store.list(None).map_ok(|meta| meta.location).boxed()).await?;
+        delete_all(&store, store.list(None).map_ok(|meta| meta.location)).await?;
         self.close(tenant);
         Ok(())
     }

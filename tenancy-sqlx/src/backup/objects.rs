@@ -219,7 +219,7 @@ impl Backups {
             .boxed()
         };
         self.each((source, tenant), ("comparing objects", progress), make).await?;
-        delete_all(store, stream::iter(stale.into_values().map(|meta| Ok(meta.location))).boxed()).await
+        delete_all(store, stream::iter(stale.into_values().map(|meta| Ok(meta.location)))).await
     }
 
     /// Reads the contents of all objects.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore as _};
 use serde_json::Value;
@@ -80,7 +80,7 @@ impl Backups {
             is_gone || (!keep.contains(&meta.location) && meta.last_modified < now - YOUNG)
         };
         let archives = self.listed_below(&self.archives(tenant)).await?.into_iter().filter(is_stale);
-        delete_all(&*self.store, stream::iter(archives.map(|meta| Ok(meta.location))).boxed()).await?;
+        delete_all(&*self.store, stream::iter(archives.map(|meta| Ok(meta.location)))).await?;
         let contents = self.blobs().sweep(tenant, &named, now).await?;
         let mut tx = begin_admin(self.db.inner(), Actor::System).await?;
         let query = sqlx::query("delete from tenancy.backups where tenant_id = $1 and id = any($2) and deleted_at is not null");
@@ -102,7 +102,7 @@ impl Erasable for Backups {
     }
 
     async fn erase(&self, tenant: TenantId) -> Result<()> {
-        let all = self.listed_below(&self.root.clone().join(tenant.to_string())).await?;
-        delete_all(&*self.store, stream::iter(all.into_iter().map(|meta| Ok(meta.location))).boxed()).await
+        let below = self.root.clone().join(tenant.to_string());
+        delete_all(&*self.store, self.store.list(Some(&below)).map_ok(|meta| meta.location)).await
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{TryStreamExt as _, stream};
 use object_store::ObjectStore as _;
 use object_store::path::Path;
 use serde_json::{Value, json};
@@ -245,7 +245,7 @@ impl Backups {
         let keep = self.at(tenant, backup.id, backup.attempt);
         let below = self.of(tenant, backup.id);
         let stale: Vec<Path> = self.store.list(Some(&below)).map_ok(|meta| meta.location).try_collect().await.map_err(into_error)?;
-        delete_all(&*self.store, stream::iter(stale.into_iter().filter(move |at| *at != keep).map(Ok)).boxed()).await
+        delete_all(&*self.store, stream::iter(stale.into_iter().filter(move |at| *at != keep).map(Ok))).await
     }
 }
 

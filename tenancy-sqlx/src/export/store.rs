@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{GetResult, ObjectStore, ObjectStoreExt as _};
 use serde::Serialize;
@@ -70,7 +70,7 @@ impl Exports {
         let stale = |at: &Path| keep.is_none_or(|keep| !at.prefix_matches(keep));
         let listed = self.store.list(Some(below)).map_ok(|meta| meta.location);
         let stale: Vec<Path> = listed.try_filter(|at| std::future::ready(stale(at))).try_collect().await.map_err(into_error)?;
-        delete_all(&*self.store, futures_util::stream::iter(stale.into_iter().map(Ok)).boxed()).await
+        delete_all(&*self.store, stream::iter(stale.into_iter().map(Ok))).await
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use harness::actors::{Actor, Member};
 use harness::app::{Folder, TestApp};
+use harness::pgbouncer::PgBouncer;
 use harness::program::{command, run};
 use serde_json::{Value, json};
 
@@ -161,4 +162,20 @@ async fn an_archived_tenant_is_refused_elsewhere_within_a_second() {
     }
     there.get("/api/v1/projects").await.problem("tenant-inactive");
     other.get("/api/v1/projects").await.expect(200);
+}
+
+/// Behind a pooler, which brings no notification, a node hears of a change a quarter of a second later; whoever reads there that an
+/// operation is over is served there at once.
+#[tokio::test]
+async fn who_reads_that_it_is_over_is_served_what_it_left() {
+    let (app, acme, _) = TestApp::with_tenants().await;
+    let Some(bouncer) = PgBouncer::start(&app.database.app_url()).await else { return };
+    let other = app.another_node_with(|config| config.database_url = Some(bouncer.url().into())).await;
+    let backup = app.operator().back_up(&acme.slug).await;
+    let restore = json!({ "backup": backup, "without_backup": true });
+    for _ in 0..8 {
+        let done = app.operator().at(&other).work(&acme.slug, "restore", Some(&restore)).await;
+        assert_eq!(done["state"], "done", "{done}");
+        acme.at(&other).get("/api/v1/projects").await.expect(200);
+    }
 }

@@ -34,7 +34,7 @@ pub(super) async fn ended(db: &TenantDb, worker: Operations, id: Uuid) -> Result
         let mut said = Said::new();
         loop {
             let operation = db.dangerous().begin_system("watch an operation").await?.operation(id).await?;
-            if !matches!(operation.state.as_str(), "queued" | "running") {
+            if operation.is_over() {
                 said.end();
                 return Ok::<_, Error>(operation);
             }

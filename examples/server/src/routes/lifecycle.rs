@@ -146,17 +146,10 @@ pub(super) async fn show(
 ) -> Result<axum::Json<Operation>, Problem> {
     let id: Uuid = operation.parse().map_err(|_| Error::not_found())?;
     let operation = begin(&app, &by, "show an operation").await?.operation(id).await?;
-    if !matches!(operation.state.as_str(), "queued" | "running") {
-        catch_up(&app).await;
+    if operation.is_over() {
+        app.catch_up().await; // who reads so is served here what it left
     }
     Ok(axum::Json(operation))
-}
-
-/// Who reads here that an operation is over finds its tenant here as it left it.
-async fn catch_up(app: &App) {
-    if let Err(error) = app.catalog.refresh().await {
-        tracing::warn!(?error, "the catalog was not refreshed after an operation");
-    }
 }
 
 /// Calls an operation off.
@@ -182,6 +175,6 @@ pub(super) async fn list(
 ) -> Result<axum::Json<Page<Operation>>, Problem> {
     let found = find(&app, &tenant).await?;
     let items = begin(&app, &by, "list operations").await?.operations(found.id).await?;
-    catch_up(&app).await;
+    app.catch_up().await;
     Ok(axum::Json(Page { items, next_cursor: None }))
 }

@@ -275,9 +275,7 @@ pub(super) async fn commit(app: &Arc<App>, tx: SystemTx) -> Result<()> {
     let app = Arc::clone(app);
     uncancelled(async move {
         tx.commit().await?;
-        if let Err(error) = app.catalog.refresh().await {
-            tracing::warn!(?error, "the catalog was not refreshed after a change");
-        }
+        app.catch_up().await;
         Ok(())
     })
     .await

@@ -245,7 +245,7 @@ impl Blobs {
             // In batches: a list of all of them may be long.
             if stale.len() == 1_000 || done {
                 removed += stale.len() as u64;
-                delete_all(&*self.store, stream::iter(std::mem::take(&mut stale).into_iter().map(Ok)).boxed()).await?;
+                delete_all(&*self.store, stream::iter(std::mem::take(&mut stale).into_iter().map(Ok))).await?;
             }
             if done {
                 return Ok(removed);
