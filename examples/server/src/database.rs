@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection as _, Row as _};
 use tenancy_core::{Error, ErrorKind, Result};
 #[cfg(unix)]
 use tenancy_sqlx::embedded;
@@ -188,26 +188,33 @@ impl Database {
     /// The newest migration of the domain that the database has.
     pub(crate) async fn domain_version(&self) -> Result<Option<i64>> {
         let mut conn = sqlx::PgConnection::connect(&self.app_url).await.map_err(|e| about("DATABASE_URL", from_sqlx(e)))?;
-        let there: bool = sqlx::query_scalar("select coalesce(has_table_privilege(to_regclass('_sqlx_migrations')::oid, 'select'), false)")
-            .fetch_one(&mut conn)
-            .await
-            .map_err(from_sqlx)?;
-        if !there {
+        let there = "select coalesce(has_table_privilege(to_regclass('_sqlx_migrations')::oid, 'select'), false)";
+        if !value::<bool>(&mut conn, there).await? {
             return Ok(None);
         }
-        sqlx::query_scalar("select max(version) from _sqlx_migrations where success").fetch_one(&mut conn).await.map_err(from_sqlx)
+        value(&mut conn, "select max(version) from _sqlx_migrations where success").await
     }
 
     /// What the server calls itself.
     pub(crate) async fn server_version(&self) -> Result<String> {
         let mut conn = sqlx::PgConnection::connect(&self.app_url).await.map_err(|e| about("DATABASE_URL", from_sqlx(e)))?;
-        sqlx::query_scalar("show server_version").fetch_one(&mut conn).await.map_err(from_sqlx)
+        value(&mut conn, "show server_version").await
     }
 }
 
 /// The newest migration of the domain that this program has.
 pub(crate) fn required_version() -> i64 {
     MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// The one value that a statement gives. In one message, without a prepared statement: behind a pooler the next message may go to another
+/// server connection, which does not know it.
+async fn value<T>(conn: &mut sqlx::PgConnection, sql: &'static str) -> Result<T>
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    let row = sqlx::raw_sql(sql).fetch_one(conn).await.map_err(from_sqlx)?;
+    row.try_get(0).map_err(from_sqlx)
 }
 
 /// Says which setting a wrong URL or login comes from.

@@ -172,10 +172,21 @@ async fn who_reads_that_it_is_over_is_served_what_it_left() {
     let Some(bouncer) = PgBouncer::start(&app.database.app_url()).await else { return };
     let other = app.another_node_with(|config| config.database_url = Some(bouncer.url().into())).await;
     let backup = app.operator().back_up(&acme.slug).await;
-    let restore = json!({ "backup": backup, "without_backup": true });
+    let (acme, restore) = (acme.at(&other), json!({ "backup": backup, "without_backup": true }));
     for _ in 0..8 {
-        let done = app.operator().at(&other).work(&acme.slug, "restore", Some(&restore)).await;
+        // Requests meanwhile have the node remember that the tenant is being restored.
+        let asks = async {
+            loop {
+                acme.get("/api/v1/projects").await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let operator = app.operator().at(&other);
+        let done = tokio::select! {
+            done = operator.work(&acme.slug, "restore", Some(&restore)) => done,
+            () = asks => unreachable!("it asks until then"),
+        };
         assert_eq!(done["state"], "done", "{done}");
-        acme.at(&other).get("/api/v1/projects").await.expect(200);
+        acme.get("/api/v1/projects").await.expect(200);
     }
 }
